@@ -1,0 +1,50 @@
+"""The records that travel: a frame, a chunk of frames, a job. Frozen; they own no device memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Phase = Literal["first", "step"]
+"""Which graph of the VAE a chunk runs: the one that opens a stream, or the recurrent one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture. `rgb` is uint8 [H, W, 3] in any strides; `captured_ns` is `time.perf_counter_ns()` at its arrival."""
+
+    rgb: NDArray[np.uint8]
+    index: int
+    pts_s: float
+    captured_ns: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """The unit of work: the frames that become one latent frame.
+
+    `index` counts the latent frames of one session from 0 without gaps. `frames` holds what arrived (1 for phase
+    `first`, up to 4 for `step`); a short last chunk is padded by repeating its last frame when it runs, and the
+    padding is never emitted. `continues` is False when the picture before this chunk is no predecessor (start of the
+    stream, or a gap in the source): motion is then 0 and the noise scale the highest.
+    """
+
+    session: int
+    index: int
+    phase: Phase
+    frames: tuple[Frame, ...]
+    continues: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One denoising step of one chunk, waiting for the DiT. `row` = seat * rows per seat + step."""
+
+    session: int
+    chunk: int
+    step: int
+    row: int
+    deadline_ns: int | None

@@ -1,0 +1,275 @@
+"""The contract between exporter and runtime: the records of `manifest.json`, read, checked and written here.
+
+A directory that does not match its manifest never loads; what differs is named. The manifest is immutable once written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import EngineMismatch, EngineMissing
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+
+Dimension = int | Literal["B"]
+UnitKind = Literal["text", "prompt_in", "prompt_kv", "encode", "dit_in", "block", "dit_out", "decode"]
+StateMode = Literal["alias", "ping-pong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One input or output of a plan. `name` is the engine's binding, `tensor` the value of the chain that it carries.
+
+    A dimension "B" is the number of rows in the batch. `tensor` of an output is what later units read.
+    """
+
+    name: str
+    tensor: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StateBinding:
+    """What a seat keeps between chunks: an input and an output binding of equal dtype and shape.
+
+    mode "alias": one buffer bound to both, updated in place (rings; shape starts with "B", one entry per row).
+    mode "ping-pong": two buffers that swap after each run (feature caches of the VAE). Both start as zeros.
+    """
+
+    input: str
+    output: str
+    mode: StateMode
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One executable of a unit: a file, its hash, what flows through it, and its work per row."""
+
+    file: str
+    sha256: str
+    graph_sha256: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    state: tuple[StateBinding, ...]
+    flop: int
+    bytes: int
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The smallest piece of the model that is its own engine. `plans` has "step", and "first" too for VAE units.
+
+    `index` is the block number for kinds "block" and "prompt_kv", else the position among units of its kind.
+    """
+
+    name: str
+    kind: UnitKind
+    index: int
+    plans: Mapping[str, Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes in pixels, latent cells and tokens. `height` and `width` are multiples of 16."""
+
+    height: int
+    width: int
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    frames_per_chunk: int
+    tokens_per_frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Shape of the rings and the rotary embedding. `rope_time_pairs` leading complex pairs of a head rotate with time."""
+
+    blocks: int
+    heads: int
+    head_dim: int
+    rope_time_pairs: int
+    rope_theta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Latent frames that attention sees, of which the first `sinks` are pinned; a sink is replaced below `sink_threshold`."""
+
+    frames: int
+    sinks: int
+    sink_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Schedule and range of the noise, which belong to the trained weights (REFERENCE: constants of the Wan presets)."""
+
+    timesteps: tuple[int, ...]
+    default_steps: int
+    shift: float
+    s_max: float
+    s_min: float
+    smoothing: float
+    timestep_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Prompt side: padded length in tokens, width of an embedding, tokenizer file (None: embeddings only)."""
+
+    length: int
+    width: int
+    tokenizer: str | None
+    tokenizer_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The file that the plans point into; every tensor is in it once."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Identity card of `engines/<name>/`. `key` hashes everything that decides whether the plans are valid."""
+
+    schema: int
+    name: str
+    model: str
+    exporter: str
+    backend: str
+    library: str
+    gpu_architecture: str | None
+    precision: str
+    weights_sha256: str
+    key: str
+    max_batch: int
+    geometry: Geometry
+    attention: Attention
+    window: Window
+    noise: Noise
+    text: Text
+    weights: tuple[Weights, ...]
+    prompt: tuple[Unit, ...]
+    chain: tuple[Unit, ...]
+
+    def rebuild_command(self) -> str:
+        """The command that makes this directory again."""
+        g = self.geometry
+        return (
+            f"python -m export build-engines --model {self.model} --backend {self.backend} "
+            f"--height {g.height} --width {g.width} --precision {self.precision}"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(directory: Path) -> Manifest:
+    """Parse and type-check `directory/manifest.json`; the plans themselves are checked by `check_files`.
+
+    Raises EngineMissing without one, EngineMismatch for one that cannot be read or has another schema.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise EngineMissing(
+            f"no engine at {directory} (no {FILE_NAME}); build one: python -m export build-engines --model tiny"
+        )
+    try:
+        data = json.loads(path.read_text())
+        schema = data["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineMismatch(f"{path} is not a manifest ({error}); build the engine again") from None
+    if schema != SCHEMA:
+        raise EngineMismatch(f"{path} has schema {schema}, this version reads {SCHEMA}; build the engine again")
+    try:
+        manifest: Manifest = _decode(Manifest, data, "manifest")
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineMismatch(f"{path}: {error}; build the engine again") from None
+    return manifest
+
+
+def write(manifest: Manifest, directory: Path) -> None:
+    """Write `manifest.json`. The caller has made `directory` the staging place of an atomic build."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=False)
+    (directory / FILE_NAME).write_text(text + "\n")
+
+
+def check_files(manifest: Manifest, directory: Path) -> None:
+    """Compare every file with its recorded sha256. Raises EngineMismatch naming the first that differs."""
+    expected = [(w.file, w.sha256) for w in manifest.weights]
+    expected += [(p.file, p.sha256) for u in (*manifest.prompt, *manifest.chain) for p in u.plans.values()]
+    if manifest.text.tokenizer is not None and manifest.text.tokenizer_sha256 is not None:
+        expected.append((manifest.text.tokenizer, manifest.text.tokenizer_sha256))
+    for name, digest in dict(expected).items():
+        path = directory / name
+        if not path.is_file():
+            raise EngineMismatch(f"{path} is missing; mend it with: {manifest.rebuild_command()}")
+        got = sha256_of(path)
+        if got != digest:
+            raise EngineMismatch(
+                f"{path} has sha256 {got[:12]}, the manifest says {digest[:12]}; "
+                f"mend it with: {manifest.rebuild_command()}"
+            )
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """JSON value -> the annotated type, strictly: no missing, no unknown field, no other type."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            got = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{where}: got {got}, expected fields {sorted(hints)}")
+        return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: got {type(value).__name__}, expected a list")
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: got {value!r}, expected one of {arguments}")
+        return value
+    if origin in (Union, UnionType):
+        return _decode_union(arguments, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: got {type(value).__name__}, expected an object")
+        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where}: got {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    for kind in kinds:
+        if kind is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _decode(kind, value, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where}: got {value!r}, expected one of {kinds}")
