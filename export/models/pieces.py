@@ -140,7 +140,9 @@ class PieceRun(nn.Module):
         return (x, *new_caches)
 
 
-def cut_by_flop(pieces: Sequence[Piece], budget: float, height: int, width: int) -> list[list[Piece]]:
+def cut_by_flop(
+    pieces: Sequence[Piece], budget: float, height: int, width: int
+) -> list[list[Piece]]:
     """Cuts pieces into the fewest consecutive runs whose work per 4-frame chunk is at most `budget` flop.
 
     A piece that exceeds the budget stands alone.

@@ -152,7 +152,9 @@ class AttentionBlock(Layer):
     def forward(self, x: Tensor, phase: Phase, *caches: Tensor) -> tuple[Tensor, ...]:
         del phase, caches
         planes = as_planes(x)
-        qkv = self.to_qkv(self.norm(planes)).flatten(2).unsqueeze(1).transpose(2, 3)  # [T, 1, hw, 3C]
+        qkv = (
+            self.to_qkv(self.norm(planes)).flatten(2).unsqueeze(1).transpose(2, 3)
+        )  # [T, 1, hw, 3C]
         mixed = F.scaled_dot_product_attention(*qkv.chunk(3, -1))
         y = self.proj(mixed.transpose(2, 3).reshape(planes.shape))
         return (x + as_video(y),)
@@ -213,9 +215,7 @@ class Upsample(Layer):
 
     def after(self, source: Signal) -> Signal:
         frames = source.step_frames * (1 if self.time_conv is None else 2)
-        return replace(
-            source, channels=self.width, scale=source.scale // 2, step_frames=frames
-        )
+        return replace(source, channels=self.width, scale=source.scale // 2, step_frames=frames)
 
     def states(self, source: Signal) -> list[tuple[str, Signal]]:
         if self.time_conv is None:
@@ -224,7 +224,9 @@ class Upsample(Layer):
 
     def forward(self, x: Tensor, phase: Phase, *caches: Tensor) -> tuple[Tensor, ...]:
         if self.time_conv is not None and phase == "step":
-            pairs, *caches_next = self.time_conv(x, caches[0])  # [1, 2C, T, h, w], even frames first
+            pairs, *caches_next = self.time_conv(
+                x, caches[0]
+            )  # [1, 2C, T, h, w], even frames first
             caches = tuple(caches_next)
             _, channels, frames, height, width = x.shape
             pairs = pairs.reshape(1, 2, channels, frames, height, width).permute(0, 2, 3, 1, 4, 5)

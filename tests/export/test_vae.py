@@ -106,7 +106,10 @@ def test_any_cut_into_units_gives_the_same(oracle: AutoencoderKLWan, cuts: list[
     model = ours(oracle)
     generator = torch.Generator().manual_seed(1)
     for pieces, chunks in (
-        (encoder_pieces(model), pixel_chunks(torch.randn(1, 3, 9, SIZE, SIZE, generator=generator))),
+        (
+            encoder_pieces(model),
+            pixel_chunks(torch.randn(1, 3, 9, SIZE, SIZE, generator=generator)),
+        ),
         (decoder_pieces(model), torch.randn(1, 16, 3, 4, 4, generator=generator).split(1, 2)),
     ):
         assert torch.equal(stream(pieces, cuts, chunks), stream(pieces, [], chunks))
@@ -118,7 +121,9 @@ def test_names_and_shapes_are_those_of_the_checkpoints() -> None:
         theirs = AutoencoderKLWan()
     original = shapes_of("vae-original.json")
     assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == original
-    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == shapes_of("vae-diffusers.json")
+    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == shapes_of(
+        "vae-diffusers.json"
+    )
     renamed = diffusers_to_original(theirs.state_dict())
     assert {k: tuple(v.shape) for k, v in renamed.items()} == original
 
