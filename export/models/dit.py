@@ -1,8 +1,9 @@
-"""The causal Wan DiT, cut into the units of the chain (docs/interfaces.md): weights only, state passed in and out.
+"""The causal Wan DiT, cut into the units of the chain (docs/interfaces.md).
 
-A unit holds exactly the parameters that it reads, under the names of the original Wan checkpoint: `DitIn`,
-`PromptIn` and `DitOut` at its root, `Block` and `PromptKV` below `blocks.N.`. Symbols in shapes: B rows, S tokens
-per latent frame, D width, N heads, K head_dim, W window, L text length, E text width, P time pairs.
+Weights only, state passed in and out. A unit holds exactly the parameters that it reads, under the
+names of the original Wan checkpoint: `DitIn`, `PromptIn` and `DitOut` at its root, `Block` and
+`PromptKV` below `blocks.N.`. Symbols in shapes: B rows, S tokens per latent frame, D width,
+N heads, K head_dim, W window, L text length, E text width, P time pairs.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ def rope_frequencies(pairs: int, theta: float) -> Tensor:
 
 
 def rope_axis(positions: Tensor, pairs: int, theta: float) -> Tensor:
-    """cos and sin of one axis at `positions` [M]: float32 [2, M, pairs], angles reduced in float64."""
+    """cos and sin of one axis at `positions` [M]: float32 [2, M, pairs], angles in float64."""
     angles = positions.double()[:, None] * rope_frequencies(pairs, theta)
     angles = torch.remainder(angles, 2 * math.pi)
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
 def rope_spatial(config: DitConfig, rows: int, columns: int) -> Tensor:
-    """Constant part of the rotary table of a grid of tokens, height pairs then width pairs: [2, S, K/2 - P]."""
+    """Rotary table of a grid of tokens, height pairs then width pairs: [2, S, K/2 - P]."""
     _, height_pairs, width_pairs = config.rope_pairs
     vertical = rope_axis(torch.arange(rows), height_pairs, config.rope_theta)
     horizontal = rope_axis(torch.arange(columns), width_pairs, config.rope_theta)
@@ -52,14 +53,14 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.rotary_embedding(x, cos, sin, interleaved=True)
     cos, sin = cos[:, None], sin[:, None]  # [B, 1, S, K/2]
-    real, imaginary = x.unflatten(-1, (-1, 2)).unbind(-1)
+    real, imaginary = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
     turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
     return turned.flatten(-2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, S, N*K] -> [B, N, S, K]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -150,7 +151,8 @@ class DitIn(nn.Module):
 
     def __init__(self, config: DitConfig, latent_height: int, latent_width: int) -> None:
         super().__init__()
-        assert latent_height % PATCH == 0 and latent_width % PATCH == 0
+        assert latent_height % PATCH == 0
+        assert latent_width % PATCH == 0
         width = config.width
         patch = (1, PATCH, PATCH)
         self.patch_embedding = nn.Conv3d(config.latent_channels, width, patch, stride=patch)
@@ -167,8 +169,8 @@ class DitIn(nn.Module):
         self, noisy: Tensor, timestep: Tensor, rope_time: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = self.patch_embedding(noisy.unsqueeze(2)).flatten(2).transpose(1, 2)
-        # Every row goes through the small matrix products twice: a product of one row takes another path (GEMV),
-        # whose last bit differs, and a row's result must not depend on the batch.
+        # Every row goes through the small matrix products twice: on a CPU a product of one row
+        # takes another path, whose last bits differ, and a row must not depend on its batch.
         angles = timestep[:, None, None] * self.frequencies.expand(2, -1)  # [B, 2, F/2]
         embedding = self.time_embedding(torch.cat([angles.cos(), angles.sin()], dim=-1))
         modulation = self.time_projection(embedding)[:, 0].unflatten(-1, (6, -1))
@@ -178,10 +180,11 @@ class DitIn(nn.Module):
 
 
 class Block(nn.Module):
-    """Unit `block`: writes this frame's keys and values into the rings, then attends to the whole rings.
+    """Unit `block`: writes this frame's keys and values into the rings, attends to all of them.
 
-    x [B, S, D], modulation [B, 6, D], rope [B, 2, S, K/2], write_index int64 [B], mask [B, 1, 1, W*S],
-    prompt_k, prompt_v [B, N, L, K], k_ring, v_ring [B, N, W*S, K] -> x, k_ring, v_ring.
+    x [B, S, D], modulation [B, 6, D], rope [B, 2, S, K/2], write_index int64 [B],
+    mask [B, 1, 1, W*S], prompt_k, prompt_v [B, N, L, K], k_ring, v_ring [B, N, W*S, K]
+    -> x, k_ring, v_ring.
     """
 
     def __init__(self, config: DitConfig) -> None:
@@ -223,7 +226,7 @@ class Block(nn.Module):
         return x, k_ring, v_ring
 
     def modulations(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        """Six tensors [B, 1, D]: shift, scale, gate of the self-attention, then of the feed-forward."""
+        """Six tensors [B, 1, D]: shift, scale, gate of self-attention, then of feed-forward."""
         return (self.modulation + modulation).chunk(6, dim=1)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,7 +246,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Parameters of the output layer: a modulation [1, 2, D] (shift, scale) and a linear to one patch."""
+    """Parameters of the output: a modulation [1, 2, D] (shift, scale), a linear to one patch."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -263,14 +266,15 @@ class DitOut(nn.Module):
 
     def forward(self, x: Tensor, head_modulation: Tensor) -> Tensor:
         shift, scale = (self.head.modulation + head_modulation.unsqueeze(1)).chunk(2, dim=1)
-        patches = self.head.head(modulate(x, shift, scale, self.eps))
-        patches = patches.unflatten(-1, (PATCH, PATCH, self.channels)).unflatten(1, self.grid)
+        patches: Tensor = self.head.head(modulate(x, shift, scale, self.eps))
+        patches = torch.unflatten(patches, -1, (PATCH, PATCH, self.channels))
+        patches = torch.unflatten(patches, 1, self.grid)
         # [B, rows, columns, 2, 2, C] -> [B, C, rows, 2, columns, 2]
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class Dit(nn.Module):
-    """All units of one model for one grid, in chain order. Exists for loading, training and tests."""
+    """All units of one model for one grid. Exists for loading, training and tests."""
 
     def __init__(self, config: DitConfig, latent_height: int, latent_width: int) -> None:
         super().__init__()

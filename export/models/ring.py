@@ -1,12 +1,10 @@
-"""The two operators of the KV ring: write one latent frame, attend to the whole ring under a row mask.
+"""The two operators of the KV ring: write one latent frame, attend to the whole ring.
 
-In PyTorch they are ordinary functions without side effects. While a graph is exported to ONNX they become nodes
-of our own domain `sdrt`, which `export/onnx.py` lowers for each backend:
+In PyTorch they are functions without side effects. While a graph is exported to ONNX they become
+nodes of our own domain `sdrt`, without attributes, which `export/onnx.py` lowers per backend:
 
-    sdrt::RingWrite(ring [B, N, W*S, K], update [B, N, S, K], write_index int64 [B]) -> [B, N, W*S, K]
-    sdrt::RingAttention(q [B, N, S, K], k [B, N, W*S, K], v [B, N, W*S, K], mask [B, 1, 1, W*S]) -> [B, N, S, K]
-
-Neither has attributes.
+    RingWrite(ring [B, N, W*S, K], update [B, N, S, K], write_index int64 [B]) -> ring
+    RingAttention(q [B, N, S, K], k, v [B, N, W*S, K], mask [B, 1, 1, W*S]) -> [B, N, S, K]
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ RING_ATTENTION = "sdrt::RingAttention"
 def ring_write(ring: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     """The ring with tokens `[write_index[b], write_index[b] + S)` of row b replaced by `update[b]`.
 
-    ring [B, N, W*S, K], update [B, N, S, K], write_index int64 [B], a multiple of S and at most (W-1)*S: a write
-    never wraps. Returns a new tensor; a backend that can updates the ring in place.
+    ring [B, N, W*S, K], update [B, N, S, K], write_index int64 [B], a multiple of S and at most
+    (W-1)*S, so that no write wraps. Returns a new tensor; a backend may update in place.
     """
     if torch.onnx.is_in_onnx_export():
         inputs = (ring, update, write_index)
@@ -35,9 +33,10 @@ def ring_write(ring: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """softmax(q k^T + mask) v without a scale: the caller has multiplied q by 1/sqrt(K).
 
-    q [B, N, S, K], k and v [B, N, W*S, K], mask [B, 1, 1, W*S] with 0 for visible and -inf for hidden tokens; every
-    row sees at least one. Hidden tokens may hold any finite garbage whose product with q is finite; NaN or
-    infinity there would survive, because 0 * NaN is NaN. Rings start as zeros, so neither ever gets in.
+    q [B, N, S, K], k and v [B, N, W*S, K], mask [B, 1, 1, W*S]: 0 for visible and -inf for hidden
+    tokens; every row sees at least one. Hidden tokens may hold any garbage that is finite and has a
+    finite product with q. NaN or infinity would survive, because 0 * NaN is NaN; rings start as
+    zeros, so neither gets in.
     """
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(

@@ -1,6 +1,7 @@
 """The UMT5 encoder, unit `text`, with the parameter names of the original Wan text checkpoint.
 
-Weights only, one prompt at a time; tokenising is the runtime's business. Symbols: L text length, E width, N heads.
+Weights only, one prompt at a time; tokenising is the runtime's business. Symbols in shapes: L text
+length, E width, N heads.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ EPS = 1e-6
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Tensor:
     """Bucket of the distance key - query for every pair of positions: int64 [L (query), L (key)].
 
-    Keys after the query use the upper half. In each half the first half of the buckets is one per distance and the
-    rest grows logarithmically up to `max_distance` (T5, section 2.1; UMT5 has a table per block).
+    Keys after the query use the upper half. In each half the first buckets hold one distance each,
+    the rest grow logarithmically up to `max_distance` (T5, section 2.1).
     """
     position = torch.arange(length)
     distance = position[None, :] - position[:, None]
@@ -101,9 +102,9 @@ class TextBlock(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Unit `text`: token_ids int64 [1, L], token_mask float [1, L] (1 token, 0 padding) -> embeddings [1, L, E].
+    """Unit `text`: token_ids int64 [1, L], token_mask float [1, L] -> embeddings [1, L, E].
 
-    Rows of padding come out as 0, as Wan's DiT expects them.
+    The mask is 1 for a token and 0 for padding, whose rows come out as 0, as Wan's DiT expects.
     """
 
     buckets: Tensor
