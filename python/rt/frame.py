@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""Memory that an engine or an op can address: NumPy on the host."""
 
 Phase = Literal["first", "step"]
 """Which graph of the VAE a chunk runs: the one that opens a stream, or the recurrent one."""
@@ -41,9 +44,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One denoising step of one chunk, waiting for the DiT. `row` = seat * rows per seat + step."""
+    """One pass of one chunk. `step` is the denoising step; encoding is step -1, decoding step `steps`.
+
+    `row` = seat * rows per seat + step is where a denoising step finds its rings; it means nothing otherwise.
+    """
 
     session: int
+    seat: int
     chunk: int
     step: int
     row: int

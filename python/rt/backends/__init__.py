@@ -1,0 +1,23 @@
+"""Backends by name. Each imports its library only when it is chosen."""
+
+from __future__ import annotations
+
+import importlib
+
+from ..errors import ConfigError
+from .base import Backend
+
+_MODULES = {"onnxruntime": ("onnxruntime", "OnnxRuntimeBackend")}
+
+
+def create(name: str, threads: int) -> Backend:
+    """The backend `name`, with `threads` host threads. Raises ConfigError if it is unknown or its library is absent."""
+    if name not in _MODULES:
+        raise ConfigError(f"backend: got {name!r}, expected one of {sorted(_MODULES)}")
+    module, attribute = _MODULES[name]
+    try:
+        loaded = importlib.import_module(f"{__name__}.{module}")
+    except ImportError as error:
+        raise ConfigError(f"backend {name}: {error}; install it: pip install {name}") from error
+    backend: Backend = getattr(loaded, attribute)(threads)
+    return backend

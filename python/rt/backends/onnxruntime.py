@@ -1,0 +1,70 @@
+"""Engines by ONNX Runtime on the processor. The only importer of onnxruntime."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnxruntime as ort
+
+from ..errors import EngineMismatch
+from ..frame import Array
+from ..manifest import Plan
+from .base import Engine, Launch
+
+
+class OnnxRuntimeEngine:
+    """One session. Every launch of it has its own IO binding over raw addresses."""
+
+    def __init__(self, session: ort.InferenceSession, file: str) -> None:
+        self._session = session
+        self._inputs = {i.name for i in session.get_inputs()}
+        self._outputs = {o.name for o in session.get_outputs()}
+        self._file = file
+
+    def bind(self, arrays: Mapping[str, Array]) -> Launch:
+        missing = (self._inputs | self._outputs) ^ set(arrays)
+        if missing:
+            raise EngineMismatch(f"{self._file}: bindings {sorted(missing)} differ from the manifest")
+        binding = self._session.io_binding()
+        for name, array in arrays.items():
+            assert array.flags.c_contiguous, name
+            bind = binding.bind_input if name in self._inputs else binding.bind_output
+            bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        # The binding holds addresses only; the closure keeps the arrays themselves alive.
+        return functools.partial(_run, self._session, binding, tuple(arrays.values()))
+
+
+def _run(session: ort.InferenceSession, binding: ort.IOBinding, _alive: tuple[Array, ...]) -> None:
+    session.run_with_iobinding(binding)
+
+
+class OnnxRuntimeBackend:
+    """Loads ONNX plans for one share of the processor."""
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int) -> None:
+        self._options = ort.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        self._options.log_severity_level = 3
+        # A pool that goes on spinning after its run takes the core from the next unit's pool.
+        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+
+    def load(self, directory: Path, plan: Plan) -> Engine:
+        path = directory / plan.file
+        try:
+            session = ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
+        except (RuntimeError, ValueError) as error:  # ONNX Runtime's own errors derive from RuntimeError
+            reason = str(error).splitlines()[0]
+            raise EngineMismatch(f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}") from error
+        return OnnxRuntimeEngine(session, plan.file)
+
+
+def library_version() -> str:
+    """Version of the library that would run the engines."""
+    return f"onnxruntime {ort.__version__}"
+

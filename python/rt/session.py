@@ -1,0 +1,288 @@
+"""A session: one video from first frame to last. It owns all that outlives a chunk: grouping, prompt, counters.
+
+It refuses to touch a device: chunks go to its host (the pipeline), restyled frames come back. `push` and `pull` may be
+called from different threads; all shared state is guarded by the host's condition.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunking import Chunker
+from .config import Prompt, SessionConfig
+from .errors import ConfigError, Error, SourceError
+from .frame import Chunk, Frame
+from .manifest import Geometry
+from .metrics import ChunkRecord, Recorder, Report
+from .prompt import Embeddings, PromptEncoder
+from .stage import Work
+
+DEFAULT_FPS = 16.0
+"""Rate at which plain arrays are taken to follow each other when neither pts nor an SLO says so."""
+
+
+class Host(Protocol):
+    """What a session needs of the pipeline that it runs in. Methods are called with `changed` held."""
+
+    changed: threading.Condition
+
+    def accepts(self, session: int) -> bool: ...
+    def submit(self, work: Work, deadline_ns: int | None) -> None: ...
+    def release(self, session: int) -> None: ...
+
+
+class Session:
+    """Made by `Pipeline.session`. Leaving its `with` block gives the seat back."""
+
+    def __init__(
+        self, host: Host, number: int, config: SessionConfig, steps: int, geometry: Geometry, prompts: PromptEncoder
+    ) -> None:
+        self.config = config
+        self.steps = steps
+        self.number = number
+        self.remarks: list[str] = []
+        """What the user should know: a cut prompt, a resized picture. One line each."""
+        self._host = host
+        self._geometry = geometry
+        self._prompts = prompts
+        self._embeddings, remarks = prompts.embed(config.prompt)
+        self.remarks += remarks
+        self._prompt = prompts.context(self._embeddings)
+        self._transition: deque[Embeddings] = deque()
+        self._chunker = Chunker(config.start)
+        self._recorder = Recorder(config.slo)
+        self._frames_in = 0
+        self._next_chunk = 0
+        self._last_picture: NDArray[np.uint8] | None = None
+        self._last_control: NDArray[np.float32] | None = None
+        self._ready: deque[Frame] = deque()
+        self._pending = 0
+        self._ended = False
+        self._closed = False
+        self._failure: Error | None = None
+        self._pace_ns: float | None = None
+
+    # Frames in
+
+    def push(self, frame: Frame | Any, timeout_s: float | None = None) -> None:
+        """Take the next frame: an `rt.Frame`, or any uint8 [H, W, 3] array (NumPy, PIL, torch, DLPack), which is copied.
+
+        Blocks while the session already holds as many chunks as it may. Raises TimeoutError after `timeout_s`,
+        SourceError for something that is no picture, and the error of a failed stage.
+        """
+        taken = self._as_frame(frame)
+        if not self._frames_in:
+            self._remark_size(taken)
+        with self._host.changed:
+            self._check_open()
+            self._frames_in += 1
+            self._recorder.frame_in(taken)
+        for chunk in self._chunker.push(taken):
+            self._submit(chunk, timeout_s)
+
+    def finish(self) -> None:
+        """No further frame will come: what is grouped so far runs as the last, partial chunk."""
+        for chunk in self._chunker.flush():
+            self._submit(chunk, None)
+        with self._host.changed:
+            self._ended = True
+            self._host.changed.notify_all()
+
+    def update(self, *, prompt: Prompt, transition_chunks: int = 0) -> int:
+        """Change the prompt in flight. Returns the index of the first chunk that it touches.
+
+        The embeddings move linearly over `transition_chunks` chunks; 0 switches at once. Chunks already admitted keep
+        their prompt.
+        """
+        if transition_chunks < 0:
+            raise ConfigError(f"transition_chunks: got {transition_chunks}, expected 0 or more")
+        target, remarks = self._prompts.embed(prompt)
+        with self._host.changed:
+            self._check_open()
+            self.remarks += remarks
+            start, count = self._embeddings, max(1, transition_chunks)
+            shares = [np.float32((i + 1) / count) for i in range(count)]
+            self._transition = deque((1 - share) * start + share * target for share in shares)
+            return self._next_chunk
+
+    # Frames out
+
+    def pull(self, timeout_s: float | None = None) -> Frame | None:
+        """The next restyled frame, in order; None after the last. With an SLO, paced by pts.
+
+        Raises TimeoutError after `timeout_s`, and the error of a failed stage once what it left is delivered.
+        """
+        changed = self._host.changed
+        with changed:
+            if not changed.wait_for(self._has_news, timeout_s):
+                raise TimeoutError(f"no frame within {timeout_s} s")
+            if not self._ready:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            frame = self._ready.popleft()
+            changed.notify_all()
+        if self.config.slo is not None:
+            self._wait_for_turn(frame)
+        with changed:
+            self._recorder.emitted(frame, time.perf_counter_ns())
+        return frame
+
+    def stream(self, frames: Iterable[Frame | Any]) -> Iterator[Frame]:
+        """Restyle an iterable. It is read on a thread of its own, so that a slow camera delays no finished frame.
+
+        An error of the iterable is raised after everything that was read before it has been delivered.
+        """
+        failure: list[BaseException] = []
+
+        def feed() -> None:
+            try:
+                for frame in frames:
+                    self.push(frame)
+            except BaseException as error:  # noqa: BLE001 - carried to the consumer and raised there
+                failure.append(error)
+            finally:
+                self._finish_quietly()
+
+        feeder = threading.Thread(target=feed, name=f"session-{self.number}-source", daemon=True)
+        feeder.start()
+        while (frame := self.pull()) is not None:
+            yield frame
+        feeder.join()
+        if failure and not self._closed:
+            raise failure[0]
+
+    # Called by the host, with `changed` held
+
+    def deliver(self, work: Work, pictures: NDArray[np.uint8]) -> None:
+        """A chunk is done: its restyled pictures, uint8 [T, H, W, 3]."""
+        for frame, picture in zip(work.chunk.frames, pictures, strict=True):
+            self._ready.append(Frame(picture, frame.index, frame.pts_s, frame.captured_ns))
+        self._pending -= 1
+        score, scale, timestep, sigma = (float(value) for value in work.control)
+        self._recorder.chunk(ChunkRecord(work.chunk.index, score, scale, timestep, sigma, work.steps))
+
+    def fail(self, error: Error) -> None:
+        """A stage that this session depends on has failed."""
+        self._failure = error
+
+    # Reports and end
+
+    def report(self) -> Report:
+        """All that was measured so far (REFERENCE section 5)."""
+        with self._host.changed:
+            return self._recorder.report()
+
+    def close(self) -> None:
+        """Give the seat back; frames still in flight count as dropped. Idempotent."""
+        with self._host.changed:
+            if not self._closed:
+                self._closed = True
+                self._host.changed.notify_all()
+                self._host.release(self.number)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Inside
+
+    def _submit(self, chunk: Chunk, timeout_s: float | None) -> None:
+        changed, slo = self._host.changed, self.config.slo
+        pictures = tuple(self._crop(frame.rgb) for frame in chunk.frames)
+        with changed:
+            if not changed.wait_for(lambda: self._failure or self._closed or self._has_room(), timeout_s):
+                raise TimeoutError(f"the session took no chunk within {timeout_s} s; pull its frames")
+            self._check_open()
+            if self._transition:
+                self._embeddings = self._transition.popleft()
+                self._prompt = self._prompts.context(self._embeddings)
+            work = Work(
+                chunk, self.config, self.steps, self._prompt, pictures,
+                self._last_picture if chunk.continues else None,
+                np.zeros(4, np.float32), self._last_control if chunk.continues else None,
+            )
+            self._last_picture, self._last_control = pictures[-1], work.control
+            self._next_chunk = chunk.index + 1
+            self._pending += 1
+            deadline = None if slo is None else chunk.frames[0].captured_ns + round(slo.latency_ms * 1e6)
+            self._host.submit(work, deadline)
+
+    def _has_room(self) -> bool:
+        """One chunk may wait for the encoder; finished frames that nobody pulls hold the source up."""
+        return self._host.accepts(self.number) and len(self._ready) < 2 * self._geometry.frames_per_chunk
+
+    def _has_news(self) -> bool:
+        done = self._ended and self._pending == 0
+        return bool(self._ready) or self._failure is not None or self._closed or done
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise ConfigError("the session is closed; open another with pipeline.session(...)")
+
+    def _finish_quietly(self) -> None:
+        try:
+            self.finish()
+        except Error:  # The consumer sees the session's own failure in `pull`.
+            with self._host.changed:
+                self._ended = True
+                self._host.changed.notify_all()
+
+    def _wait_for_turn(self, frame: Frame) -> None:
+        """Hold a frame until its pts is due. A late frame moves the schedule, so a rate is kept after a slip."""
+        now = time.perf_counter_ns()
+        if self._pace_ns is not None:
+            wait_ns = self._pace_ns + frame.pts_s * 1e9 - now
+            if wait_ns > 0:
+                time.sleep(wait_ns * 1e-9)
+                return
+        self._pace_ns = now - frame.pts_s * 1e9
+
+    def _as_frame(self, frame: Frame | Any) -> Frame:
+        if isinstance(frame, Frame):
+            rgb = frame.rgb
+        elif hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
+            rgb = np.from_dlpack(frame).copy()
+        else:
+            rgb = np.array(frame)
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+            raise SourceError(
+                f"frame {self._frames_in}: got {rgb.dtype} {list(rgb.shape)}, expected uint8 [H, W, 3]"
+            )
+        if isinstance(frame, Frame):
+            return frame
+        slo = self.config.slo
+        fps = slo.fps if slo is not None and slo.fps is not None else DEFAULT_FPS
+        return Frame(rgb, self._frames_in, self._frames_in / fps, time.perf_counter_ns())
+
+    def _crop(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The centre of a picture, in the model's aspect ratio: a view."""
+        if self.config.fit == "stretch":
+            return rgb
+        g = self._geometry
+        height, width = rgb.shape[:2]
+        kept_width = min(width, max(1, round(height * g.width / g.height)))
+        kept_height = min(height, max(1, round(width * g.height / g.width)))
+        top, left = (height - kept_height) // 2, (width - kept_width) // 2
+        return rgb[top : top + kept_height, left : left + kept_width]
+
+    def _remark_size(self, frame: Frame) -> None:
+        g = self._geometry
+        height, width = frame.rgb.shape[:2]
+        if (height, width) != (g.height, g.width):
+            how = "cropped and resized" if self.config.fit == "crop" else "stretched"
+            self.remarks.append(f"the input is {width}x{height}: {how} to {g.width}x{g.height}, the engine's size")
