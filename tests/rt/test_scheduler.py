@@ -36,6 +36,7 @@ class Controller(RuleBasedStateMachine):
         self.written: dict[tuple[int, str, int], list[tuple[int, int]]] = defaultdict(list)
         self.done: dict[tuple[int, int], int] = {}
         self.opened = 0
+        self.began: dict[int, Task] = {}
 
     @rule(steps=st.integers(1, ROWS_PER_SEAT))
     def open(self, steps: int) -> None:
@@ -65,6 +66,7 @@ class Controller(RuleBasedStateMachine):
         if task is None:
             return
         self.running[stage] = task
+        self.began[task.number] = task
         rows = [job.row for job in task.jobs]
         assert len(task.jobs) <= self.max_batch
         if task.kind == "denoise":
@@ -86,6 +88,7 @@ class Controller(RuleBasedStateMachine):
         for job in self.scheduler.finished(stage, task):
             self.left[job.session].append(job.chunk)
         if stage == self.routes.of(task.kind)[-1]:
+            self.began.pop(task.number)
             for job in task.jobs:
                 self.done[job.session, job.chunk] = job.step
 
@@ -107,7 +110,9 @@ class Controller(RuleBasedStateMachine):
             if task is not None:
                 for job in self.scheduler.finished(stage, task):
                     self.left[job.session].append(job.chunk)
+                self.began[task.number] = task
                 if stage == self.routes.of(task.kind)[-1]:
+                    self.began.pop(task.number)
                     for job in task.jobs:
                         self.done[job.session, job.chunk] = job.step
                 for job in task.jobs:
@@ -121,6 +126,20 @@ class Controller(RuleBasedStateMachine):
         for session in getattr(self, "seats", {}):
             assert self.arrived[session] == len(self.left[session]) + self.scheduler.in_flight(session)
             assert self.left[session] == list(range(len(self.left[session]))), "out in order"
+
+    @invariant()
+    def one_chunk_per_station(self) -> None:
+        active = {(j.session, j.chunk) for t in self._tasks() for j in t.jobs}
+        for session in getattr(self, "seats", {}):
+            waiting = [
+                self.done[session, chunk]
+                for chunk in range(len(self.left[session]), self.arrived[session])
+                if (session, chunk) not in active
+            ]
+            assert len(waiting) == len(set(waiting)), "two chunks in one buffer"
+
+    def _tasks(self) -> list[Task]:
+        return [] if not hasattr(self, "began") else list(self.began.values())
 
     @invariant()
     def bounded(self) -> None:
@@ -142,7 +161,7 @@ class Controller(RuleBasedStateMachine):
 
 
 TestController = Controller.TestCase
-TestController.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestController.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
 
 
 def test_oldest_chunk_first_and_continuous() -> None:
@@ -192,3 +211,33 @@ def test_two_steps_of_one_session_in_one_batch() -> None:
     both = scheduler.next(1, 0)
     assert both is not None
     assert [(j.chunk, j.step) for j in both.jobs] == [(1, 0), (0, 1)]
+
+
+def test_a_batch_keeps_the_places_that_it_will_fill() -> None:
+    """While chunk 1 is on its way to row 1, chunk 2 may not begin the step that ends there."""
+    scheduler = Scheduler(Routes((0,), (1, 2), (3,)), 2, 4)
+    scheduler.open(0, 0, 2)
+
+    def run(stage: int) -> Task | None:
+        task = scheduler.next(stage, 0)
+        if task is not None:
+            scheduler.finished(stage, task)
+        return task
+
+    for chunk in range(2):
+        scheduler.arrived(0, chunk, None)
+        assert run(0)
+        if chunk == 0:
+            assert run(1)
+            assert run(2)
+    both = run(1)
+    assert both is not None
+    assert len(both.jobs) == 2
+    scheduler.arrived(0, 2, None)
+    assert run(0)
+    assert run(1) is None
+    assert run(2) is both
+    assert run(3)
+    third = run(1)
+    assert third is not None
+    assert [(j.chunk, j.step) for j in third.jobs] == [(2, 0), (1, 1)]
