@@ -302,3 +302,10 @@ class Dit(nn.Module):
             for prefix, unit in self.units()
             for name, tensor in unit.state_dict().items()
         }
+
+
+def checkpoint_shapes(config: DitConfig) -> dict[str, torch.Size]:
+    """Every tensor of the original checkpoint of such a DiT."""
+    with torch.device("meta"):
+        dit = Dit(config, PATCH, PATCH)
+    return {name: tensor.shape for name, tensor in dit.checkpoint().items()}

@@ -1,0 +1,230 @@
+"""Weights -> modules: finds the files of a model, checks them strictly and fills the modules.
+
+Fills no gap and ignores no key: what is missing, unexpected, misshapen or not finite is a
+`CheckpointError` that names it. What a file may look like is known to `export.formats`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from export import formats
+from export.formats import Checkpoint, Part, State, listed
+from export.models import taehv, vae
+from export.models.dit import Dit, checkpoint_shapes
+from export.models.presets import DitConfig, ModelConfig, TaehvConfig, TextConfig, VaeConfig
+from export.models.text import TextEncoder
+from export.random_weights import make_tokenizer, write_random
+from export.units import Parts
+from rt.errors import CheckpointError
+
+__all__ = [
+    "check",
+    "describe",
+    "fill",
+    "fill_dit",
+    "load_dit",
+    "load_parts",
+    "load_taehv",
+    "load_text",
+    "load_vae",
+    "make_tokenizer",
+    "tokenizer_file",
+    "write_random",
+]
+
+VAE_STRIDE = 8
+HEAD_DIM, TEXT_LENGTH = 128, 512
+"""Of every published Wan 2.1; a file of weights does not say, a config.json beside it may."""
+
+
+def load_parts(
+    config: ModelConfig, checkpoint: Path, height: int, width: int, *, fold_time: bool = True
+) -> Parts:
+    """The modules of `config` with their weights, for pictures of `height` x `width` pixels.
+
+    `checkpoint` is a folder in the layout of the original Wan release, or a file of DiT weights in
+    such a folder. The text encoder is optional. `fold_time`: as `WanVae`. Raises CheckpointError.
+    """
+    folder = _folder(checkpoint)
+    dit = Dit(config.dit, height // VAE_STRIDE, width // VAE_STRIDE)
+    fill_dit(dit, load_dit(checkpoint, config.dit)[0])
+    text = None
+    if files := sorted(folder.glob(formats.TEXT_FILES)):
+        text = TextEncoder(config.text, config.dit.text_length)
+        fill(text, load_text(files[0], config.text))
+    autoencoder: vae.WanVae | taehv.Taehv
+    if isinstance(config.vae, VaeConfig):
+        autoencoder = vae.WanVae(config.vae, fold_time)
+        fill(autoencoder, load_vae(folder / formats.VAE_FILE, config.vae))
+    else:
+        autoencoder = taehv.Taehv(config.vae)
+        fill(autoencoder, load_taehv(folder / formats.TAEHV_FILE, config.vae))
+    return Parts(dit, text, autoencoder)
+
+
+def tokenizer_file(checkpoint: Path) -> Path | None:
+    """The tokenizer.json that belongs to a checkpoint, if there is one."""
+    file = _folder(checkpoint) / formats.TOKENIZER_FILE
+    return file if file.is_file() else None
+
+
+def describe(path: Path) -> str:
+    """One line about a file or folder of weights: family, tensors, parameters, stored types."""
+    found = formats.read(path)
+    tensors = found.state.values()
+    parameters = sum(tensor.numel() for tensor in tensors)
+    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+    size = f"{len(found.state)} tensors, {parameters:,} parameters, {types}"
+    text = f"{path}: {found.family.name}, {size}"
+    if found.family.part == "dit":
+        c = _dimensions(path, found.state)
+        text += f", width {c.width}, {c.blocks} blocks, {c.heads} heads, feed-forward {c.ffn}"
+    return text
+
+
+def load_dit(path: Path, config: DitConfig | None = None) -> tuple[State, DitConfig]:
+    """Weights of a DiT, every tensor of it and nothing else, and its dimensions.
+
+    Without `config` the dimensions come from the tensors and a config.json beside them. `path` is a
+    file or a folder of shards. Raises CheckpointError.
+    """
+    state = _read_part(path, "dit").state
+    if config is None:
+        config = _dimensions(path, state)
+    check(path, state, checkpoint_shapes(config))
+    return state, config
+
+
+def load_vae(path: Path, config: VaeConfig) -> State:
+    """Weights of a Wan VAE under the original names. Raises CheckpointError."""
+    state = _read_part(path, "vae").state
+    with torch.device("meta"):
+        check(path, state, formats.tensor_shapes(vae.WanVae(config)))
+    return state
+
+
+def load_taehv(path: Path, config: TaehvConfig) -> State:
+    """Weights of a TAEHV as `Taehv` takes them. Raises CheckpointError."""
+    with torch.device("meta"):
+        model = taehv.Taehv(config)
+    state = taehv.adapt_state_dict(_read_part(path, "taehv").state, model)
+    check(path, state, formats.tensor_shapes(model))
+    return state
+
+
+def load_text(path: Path, config: TextConfig) -> State:
+    """Weights of a UMT5 encoder under the original names. Raises CheckpointError."""
+    state = _read_part(path, "text").state
+    with torch.device("meta"):
+        check(path, state, formats.tensor_shapes(TextEncoder(config, 1)))
+    return state
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Copy the checked `state` into `module`, whose parameters lie below `prefix` in it.
+
+    Raises CheckpointError for a tensor that is not finite.
+    """
+    own = {name: state[prefix + name] for name in module.state_dict()}
+    broken = [prefix + name for name, tensor in own.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"weights that are NaN or infinite: {listed(broken)}")
+    module.load_state_dict(own, strict=True)
+
+
+def fill_dit(dit: Dit, state: Mapping[str, Tensor]) -> None:
+    """`fill` for every unit of a whole DiT."""
+    for prefix, unit in dit.units():
+        fill(unit, state, prefix)
+
+
+def check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]]) -> None:
+    """Compare names, shapes and types. Raises one CheckpointError that names all that differs."""
+    problems = []
+    if missing := expected.keys() - state.keys():
+        problems.append(f"{len(missing)} missing ({listed(missing)})")
+    if unexpected := state.keys() - expected.keys():
+        problems.append(f"{len(unexpected)} unexpected ({listed(unexpected)})")
+    shared = [name for name in expected if name in state]
+    misshapen = [
+        f"{name}: got {list(state[name].shape)}, expected {list(expected[name])}"
+        for name in shared
+        if tuple(state[name].shape) != tuple(expected[name])
+    ]
+    if misshapen:
+        problems.append(f"{len(misshapen)} misshapen ({listed(misshapen)})")
+    if foreign := [name for name in shared if not state[name].is_floating_point()]:
+        problems.append(f"{len(foreign)} of a type that is not floating point ({listed(foreign)})")
+    if problems:
+        raise CheckpointError(f"{path}: {'; '.join(problems)}")
+
+
+def _read_part(path: Path, part: Part) -> Checkpoint:
+    found = formats.read(path)
+    if found.family.part != part:
+        raise CheckpointError(f"{path}: is {found.family.name}, expected weights of the {part}")
+    return found
+
+
+def _dimensions(path: Path, state: Mapping[str, Tensor]) -> DitConfig:
+    """DitConfig of the tensors; heads and text length from config.json, or as published."""
+    needed = (
+        "patch_embedding.weight",
+        "text_embedding.0.weight",
+        "time_embedding.0.weight",
+        "blocks.0.ffn.0.weight",
+    )
+    if missing := [name for name in needed if name not in state]:
+        raise CheckpointError(f"{path}: {len(missing)} missing ({listed(missing)})")
+    width, channels = state["patch_embedding.weight"].shape[:2]
+    said = _config_beside(path)
+    heads = said.get("num_heads", width // HEAD_DIM)
+    found = {
+        "dim": width,
+        "ffn_dim": state["blocks.0.ffn.0.weight"].shape[0],
+        "freq_dim": state["time_embedding.0.weight"].shape[1],
+        "num_layers": 1 + max(int(formats.block_of(name, "blocks")[0] or 0) for name in state),
+        "in_dim": channels,
+    }
+    for key, value in found.items():
+        if said.get(key, value) != value:
+            raise CheckpointError(
+                f"{path}: {formats.CONFIG_FILE} says {key} = {said[key]}, the tensors say {value}"
+            )
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{path}: {heads} heads do not divide a width of {width}")
+    return DitConfig(
+        width=width,
+        ffn=found["ffn_dim"],
+        heads=heads,
+        blocks=found["num_layers"],
+        text_length=said.get("text_len", TEXT_LENGTH),
+        text_width=state["text_embedding.0.weight"].shape[1],
+        head_dim=width // heads,
+        latent_channels=channels,
+        frequency_width=found["freq_dim"],
+    )
+
+
+def _config_beside(path: Path) -> dict[str, int]:
+    """The whole numbers of a Wan config.json in the folder of the weights; {} without one."""
+    file = _folder(path) / formats.CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected an object, got {type(content).__name__}")
+    return {key: value for key, value in content.items() if type(value) is int}
+
+
+def _folder(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent

@@ -1,0 +1,242 @@
+"""Formats of weights files: containers, wrappers of training code, naming schemes, told by content.
+
+Reads every format in circulation into tensors under the original names. Runs no code from a file;
+whether the tensors fit a model is the business of `export.checkpoints`. Tensors stay memory-mapped
+in their stored type.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from export.models.vae import diffusers_to_original
+from rt.errors import CheckpointError
+
+Part = Literal["dit", "vae", "taehv", "text"]
+State = dict[str, Tensor]
+"""Tensors by name."""
+
+DIT_FILES = "diffusion_pytorch_model*.safetensors"
+TEXT_FILES = "models_t5_umt5*"
+VAE_FILE = "Wan2.1_VAE.pth"
+TAEHV_FILE = "taew2_1.pth"
+TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
+CONFIG_FILE = "config.json"
+
+_WRAPPERS = ("generator", "generator_ema", "state_dict")
+"""Under what training code stores the weights, in order of preference; may be nested."""
+_PREFIXES = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^model\.")
+_NAMED = 4
+"""How many names a message spells out before it counts the rest."""
+
+_DIT_NAMES = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_DIT_BLOCK_NAMES = {
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    **{
+        f"{ours}.{mine}": f"{theirs}.{other}"
+        for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for mine, other in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+    },
+    **{
+        f"{ours}.{norm}": f"{theirs}.{norm}"
+        for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for norm in ("norm_q", "norm_k")
+    },
+}
+"""Original name -> diffusers name, of a module or parameter; the second within `blocks.N.`."""
+
+_TEXT_BLOCK_NAMES = {
+    **{f"attn.{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
+    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+    "norm1": "layer.0.layer_norm",
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
+    "ffn.fc2": "layer.1.DenseReluDense.wo",
+    "norm2": "layer.1.layer_norm",
+}
+"""Original name -> transformers name, within `blocks.N.` and `encoder.block.N.`."""
+
+
+def dit_from_diffusers(name: str) -> str:
+    """The original name of a tensor of diffusers' `WanTransformer3DModel`; others keep theirs."""
+    block, rest = block_of(name, "blocks")
+    if block is None:
+        return _renamed(name, _DIT_NAMES)
+    return f"blocks.{block}.{_renamed(rest, _DIT_BLOCK_NAMES)}"
+
+
+def text_from_transformers(name: str) -> str:
+    """The original name of a tensor of transformers' `UMT5EncoderModel`; others keep theirs."""
+    block, rest = block_of(name, "encoder.block")
+    if block is None:
+        known = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
+        return _renamed(name, known)
+    return f"blocks.{block}.{_renamed(rest, _TEXT_BLOCK_NAMES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A naming scheme: which part of the model it holds, the names that give it away, its map."""
+
+    name: str
+    part: Part
+    marks: tuple[str, ...]
+    rename: Callable[[Mapping[str, Tensor]], State]
+
+
+def _as_is(state: Mapping[str, Tensor]) -> State:
+    return dict(state)
+
+
+def _by_name(rename: Callable[[str], str]) -> Callable[[Mapping[str, Tensor]], State]:
+    return lambda state: {rename(name): tensor for name, tensor in state.items()}
+
+
+def _text_of_transformers(state: Mapping[str, Tensor]) -> State:
+    # the tied embedding may be stored under its second name as well
+    kept = {name: t for name, t in state.items() if name != "encoder.embed_tokens.weight"}
+    return _by_name(text_from_transformers)(kept)
+
+
+FAMILIES = (
+    Family("Wan DiT", "dit", ("patch_embedding.weight", "head.modulation"), _as_is),
+    Family(
+        "Wan DiT (diffusers)",
+        "dit",
+        ("patch_embedding.weight", "condition_embedder.time_proj.weight"),
+        _by_name(dit_from_diffusers),
+    ),
+    Family("Wan VAE", "vae", ("encoder.conv1.weight", "conv2.weight"), _as_is),
+    Family(
+        "Wan VAE (diffusers)",
+        "vae",
+        ("encoder.conv_in.weight", "post_quant_conv.weight"),
+        diffusers_to_original,
+    ),
+    Family("TAEHV", "taehv", ("encoder.0.weight", "decoder.1.weight"), _as_is),
+    Family(
+        "UMT5",
+        "text",
+        ("token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"),
+        _as_is,
+    ),
+    Family(
+        "UMT5 (transformers)",
+        "text",
+        ("shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+        _text_of_transformers,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a file or folder of weights holds: its family and its tensors under original names."""
+
+    path: Path
+    family: Family
+    state: State
+
+
+def read(path: Path) -> Checkpoint:
+    """Open a file, or a folder of safetensors shards, and recognise it.
+
+    Raises CheckpointError for what cannot be read, is not only tensors, or is of no known family.
+    """
+    files = sorted(path.glob(DIT_FILES)) if path.is_dir() else [path]
+    if not files:
+        raise CheckpointError(f"{path}: no {DIT_FILES} in this folder")
+    state: State = {}
+    for file in files:
+        tensors = _unwrapped(file, _open(file))
+        if state.keys() & tensors.keys():
+            raise CheckpointError(f"{file}: repeats {listed(state.keys() & tensors.keys())}")
+        state |= tensors
+    for family in FAMILIES:
+        if state.keys() >= set(family.marks):
+            return Checkpoint(path, family, family.rename(state))
+    names = ", ".join(family.name for family in FAMILIES)
+    raise CheckpointError(f"{path}: holds {len(state)} tensors ({listed(state)}), none of: {names}")
+
+
+def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
+    """Every tensor that a module keeps in a file."""
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+
+def _open(path: Path) -> object:
+    """The content of a file, memory-mapped where its format allows; told by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{":
+            with safe_open(path, framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).split(".")[0].splitlines()[0]
+        raise CheckpointError(f"{path}: holds more than tensors, refused ({reason})") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or not a weights file ({reason})") from None
+
+
+def _unwrapped(path: Path, content: object) -> State:
+    """The tensors below the wrappers of training code, without the prefixes of wrapping modules."""
+    while isinstance(content, Mapping):
+        inner = [w for w in _WRAPPERS if isinstance(content.get(w), Mapping)]
+        if not inner:
+            break
+        content = content[inner[0]]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: expected tensors by name, got {type(content).__name__}")
+    if odd := [str(name) for name, value in content.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{path}: {len(odd)} entries are not tensors ({listed(odd)})")
+    state = {_PREFIXES.sub("", str(name)): tensor for name, tensor in content.items()}
+    if len(state) != len(content):
+        raise CheckpointError(f"{path}: holds a tensor twice, with and without a prefix")
+    return state
+
+
+def block_of(name: str, root: str) -> tuple[str | None, str]:
+    """("3", rest) of a name `root.3.rest`, else (None, name)."""
+    match = re.match(rf"{re.escape(root)}\.(\d+)\.", name)
+    return (match[1], name[match.end() :]) if match else (None, name)
+
+
+def _renamed(name: str, originals: Mapping[str, str]) -> str:
+    """`name` with the leading value of `originals` that it starts with replaced by its key."""
+    for original, other in originals.items():
+        if name == other or name.startswith(other + "."):
+            return original + name[len(other) :]
+    return name
+
+
+def listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    rest = len(ordered) - _NAMED
+    return ", ".join(ordered[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
