@@ -1,0 +1,123 @@
+#include "kernels/frames_to_pixels.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/block.h"
+
+namespace sdrt {
+namespace {
+
+constexpr int kPiece = 256;  // pixels of one row that stay in the first-level cache
+
+// Packed RGB to three planes, without resizing. Even so many pixels per turn that stores are whole.
+SDRT_CLONES void planes_of_row(const uint8_t* __restrict rgb, int n, float* __restrict r,
+                               float* __restrict g, float* __restrict b) {
+    for (int i = 0; i < n; ++i) {
+        r[i] = pixel_of(static_cast<float>(rgb[3 * i]));
+        g[i] = pixel_of(static_cast<float>(rgb[3 * i + 1]));
+        b[i] = pixel_of(static_cast<float>(rgb[3 * i + 2]));
+    }
+}
+
+SDRT_CLONES void add_weighted(const uint8_t* __restrict in, int64_t n, float weight,
+                              float* __restrict sum) {
+    for (int64_t i = 0; i < n; ++i) sum[i] += weight * static_cast<float>(in[i]);
+}
+
+// Horizontal pass over packed sums of one row.
+SDRT_CLONES void planes_of_sums(const float* __restrict sums, const Taps* __restrict taps, int n,
+                                float* __restrict r, float* __restrict g, float* __restrict b) {
+    for (int x = 0; x < n; ++x) {
+        const Taps& t = taps[x];
+        const float* p = sums + 3 * int64_t{t.first};
+        float sr = 0.0f, sg = 0.0f, sb = 0.0f;
+        for (int i = 0; i < t.count; ++i) {
+            const float w = t.weight(i);
+            sr += w * p[3 * i];
+            sg += w * p[3 * i + 1];
+            sb += w * p[3 * i + 2];
+        }
+        r[x] = pixel_of(sr);
+        g[x] = pixel_of(sg);
+        b[x] = pixel_of(sb);
+    }
+}
+
+// Packed pixels [first, first + n) of one input row: the row itself where it is packed, else a
+// copy.
+const uint8_t* packed(const FrameView& frame, int32_t row, int32_t first, int32_t n,
+                      uint8_t* copy) {
+    const uint8_t* p = frame.data + row * frame.row + first * frame.column;
+    if (frame.channel == 1 && frame.column == 3) return p;
+    for (int32_t x = 0; x < n; ++x) {
+        for (int c = 0; c < 3; ++c) copy[3 * x + c] = p[x * frame.column + c * frame.channel];
+    }
+    return copy;
+}
+
+struct Sink {
+    const PixelView& out;
+    float plane[3][kPiece];
+
+    // Where plane c of this piece of a row is computed: in place when the output is packed float32.
+    float* target(int c, int32_t y, int32_t x) {
+        const int64_t at = c * out.channel + y * out.row + x * out.column;
+        const bool direct = out.dtype == Dtype::f32 && out.column == 1;
+        return direct ? static_cast<float*>(out.data) + at : plane[c];
+    }
+
+    void store(int32_t y, int32_t x, int32_t n) {
+        if (out.dtype == Dtype::f32 && out.column == 1) return;
+        const int64_t size = size_of(out.dtype);
+        for (int c = 0; c < 3; ++c) {
+            Array row;
+            row.data = static_cast<char*>(out.data) +
+                       (c * out.channel + y * out.row + x * out.column) * size;
+            row.dtype = out.dtype;
+            row.ndim = 1;
+            row.shape[0] = n;
+            row.strides[0] = out.column * size;
+            store_block(plane[c], 0, n, row);
+        }
+    }
+};
+
+}  // namespace
+
+void frames_to_pixels_host(const FrameView& frame, const PixelView& out, int32_t begin,
+                           int32_t end) {
+    Sink sink{out, {}};
+    if (frame.height == out.height && frame.width == out.width) {
+        uint8_t copy[3 * kPiece];
+        for (int32_t y = begin; y < end; ++y) {
+            for (int32_t x = 0; x < out.width; x += kPiece) {
+                const int32_t n = std::min(kPiece, out.width - x);
+                planes_of_row(packed(frame, y, x, n, copy), n, sink.target(0, y, x),
+                              sink.target(1, y, x), sink.target(2, y, x));
+                sink.store(y, x, n);
+            }
+        }
+        return;
+    }
+    std::vector<Taps> taps(out.width);
+    for (int32_t x = 0; x < out.width; ++x) taps[x] = resize_taps(x, frame.width, out.width);
+    std::vector<uint8_t> copy(3 * static_cast<size_t>(frame.width));
+    std::vector<float> sums(3 * static_cast<size_t>(frame.width));
+    for (int32_t y = begin; y < end; ++y) {
+        const Taps rows = resize_taps(y, frame.height, out.height);
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int32_t i = 0; i < rows.count; ++i) {
+            const uint8_t* row = packed(frame, rows.first + i, 0, frame.width, copy.data());
+            add_weighted(row, 3 * int64_t{frame.width}, rows.weight(i), sums.data());
+        }
+        for (int32_t x = 0; x < out.width; x += kPiece) {
+            const int32_t n = std::min(kPiece, out.width - x);
+            planes_of_sums(sums.data(), taps.data() + x, n, sink.target(0, y, x),
+                           sink.target(1, y, x), sink.target(2, y, x));
+            sink.store(y, x, n);
+        }
+    }
+}
+
+}  // namespace sdrt

@@ -1,0 +1,206 @@
+// Dense optical flow, coarse to fine: overlapping 8x8 patches of luma, each moved by Gauss-Newton
+// until it fits (inverse compositional, after Kroeger et al., "Fast optical flow using dense
+// inverse search", ECCV 2016), neighbours offering each other their motion, then averaged into a
+// field. Unlike there, gain and offset of every patch are projected out of its gradients: a change
+// of brightness is no motion.
+//
+// A patch is eight rows of lanes. `V` is one row: eight floats on the host, one float in each of
+// eight neighbouring threads on a device; `sum` adds its lanes up. Everything below is written once
+// for both.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "array.h"
+#include "kernels/host_device.h"
+
+namespace sdrt {
+
+constexpr int kPatch = 8;
+constexpr int kBorder = 16;  // replicated pixels around every level, so that patches may leave it
+
+// One level of a pyramid; `data` is pixel (0, 0), rows are `stride` floats apart, kBorder more each
+// way.
+struct Luma {
+    const float* data;
+    int32_t width, height, stride;
+};
+
+struct Motion {
+    float u, v;  // pixels of the level, to the right and down
+};
+
+// Shape of the search at one level.
+struct FlowGrid {
+    int32_t columns, rows;  // patches
+    int32_t step;           // pixels between them; the last one is moved inwards to fit
+
+    SDRT_HD int32_t origin(int32_t i, int32_t extent) const {
+        const int32_t most = extent > kPatch ? extent - kPatch : 0;
+        return i * step < most ? i * step : most;
+    }
+};
+
+// A patch of the first picture and what a step of its search needs.
+template <typename V>
+struct Patch {
+    V t[kPatch];   // luma less its mean
+    V sx[kPatch];  // rows of (H + damping)^-1 G', G' the gradients without offset and gain
+    V sy[kPatch];
+    float tt;          // sum of squares of t
+    float confidence;  // smaller eigenvalue of H, roughly: how well the patch pins both directions
+};
+
+constexpr float kDamping = 4.0f;      // squared grey levels; flat patches stay where they start
+constexpr float kNoiseFloor = 64.0f;  // squared grey levels of a patch that may be noise
+
+template <typename V>
+SDRT_HD void prepare_patch(const Luma& a, int32_t x, int32_t y, Patch<V>& m) {
+    const float* p = a.data + int64_t{y} * a.stride + x;
+    V sum_t{}, sum_x{}, sum_y{};
+    for (int r = 0; r < kPatch; ++r, p += a.stride) {
+        m.t[r] = V::load(p);
+        m.sx[r] = (V::load(p + 1) - V::load(p - 1)) * 0.5f;
+        m.sy[r] = (V::load(p + a.stride) - V::load(p - a.stride)) * 0.5f;
+        sum_t = sum_t + m.t[r];
+        sum_x = sum_x + m.sx[r];
+        sum_y = sum_y + m.sy[r];
+    }
+    constexpr float inverse = 1.0f / (kPatch * kPatch);
+    const float mean_t = sum(sum_t) * inverse, mean_x = sum(sum_x) * inverse;
+    const float mean_y = sum(sum_y) * inverse;
+    V tt{}, tx{}, ty{};
+    for (int r = 0; r < kPatch; ++r) {
+        m.t[r] = m.t[r] - mean_t;
+        m.sx[r] = m.sx[r] - mean_x;
+        m.sy[r] = m.sy[r] - mean_y;
+        tt = tt + m.t[r] * m.t[r];
+        tx = tx + m.t[r] * m.sx[r];
+        ty = ty + m.t[r] * m.sy[r];
+    }
+    m.tt = sum(tt);
+    const float ax = sum(tx) / (m.tt + 1e-3f), ay = sum(ty) / (m.tt + 1e-3f);
+    V xx{}, xy{}, yy{};
+    for (int r = 0; r < kPatch; ++r) {
+        m.sx[r] = m.sx[r] - m.t[r] * ax;
+        m.sy[r] = m.sy[r] - m.t[r] * ay;
+        xx = xx + m.sx[r] * m.sx[r];
+        xy = xy + m.sx[r] * m.sy[r];
+        yy = yy + m.sy[r] * m.sy[r];
+    }
+    const float hxx = sum(xx) + kDamping, hxy = sum(xy), hyy = sum(yy) + kDamping;
+    const float det = hxx * hyy - hxy * hxy;
+    m.confidence = det / (hxx + hyy);
+    const float scale = 1.0f / det;
+    for (int r = 0; r < kPatch; ++r) {
+        const V gx = m.sx[r], gy = m.sy[r];
+        m.sx[r] = (gx * hyy - gy * hxy) * scale;
+        m.sy[r] = (gy * hxx - gx * hxy) * scale;
+    }
+}
+
+// How the second picture, read at the patch moved by `motion`, answers to it.
+struct Response {
+    float dx, dy;  // Gauss-Newton step, for gain 1
+    float gain;
+    float cost;  // mean square of what is left of the patch when the picture has explained it
+};
+
+template <typename V>
+SDRT_HD Response respond(const Patch<V>& m, const Luma& b, int32_t x, int32_t y, Motion motion) {
+    // A patch may leave the picture by as much as the border holds, not more.
+    const float low = -(kBorder - 1.0f) + 0.0f;
+    const float high_x = b.width + (kBorder - kPatch - 2.0f);
+    const float high_y = b.height + (kBorder - kPatch - 2.0f);
+    float at_x = x + motion.u, at_y = y + motion.v;
+    at_x = at_x > low ? (at_x < high_x ? at_x : high_x) : low;
+    at_y = at_y > low ? (at_y < high_y ? at_y : high_y) : low;
+    const float whole_x = floorf(at_x), whole_y = floorf(at_y);
+    const float fx = at_x - whole_x, fy = at_y - whole_y;
+    const float* p =
+        b.data + static_cast<int64_t>(whole_y) * b.stride + static_cast<int64_t>(whole_x);
+    V above = V::load(p) * (1.0f - fx) + V::load(p + 1) * fx;
+    V dx{}, dy{}, ti{}, i1{}, i2{};
+    for (int r = 0; r < kPatch; ++r) {
+        p += b.stride;
+        const V below = V::load(p) * (1.0f - fx) + V::load(p + 1) * fx;
+        const V i = above * (1.0f - fy) + below * fy;
+        above = below;
+        dx = dx + m.sx[r] * i;
+        dy = dy + m.sy[r] * i;
+        ti = ti + m.t[r] * i;
+        i1 = i1 + i;
+        i2 = i2 + i * i;
+    }
+    const float sum_ti = sum(ti), sum_i = sum(i1);
+    const float ii = sum(i2) - sum_i * sum_i * (1.0f / (kPatch * kPatch));
+    const float explained = sum_ti > 0.0f ? sum_ti * sum_ti / (ii + kNoiseFloor) : 0.0f;
+    const float left = m.tt - explained;
+    float gain = sum_ti / (m.tt + 1e-3f);
+    gain = gain > 0.4f ? (gain < 2.5f ? gain : 2.5f) : 0.4f;
+    return {sum(dx), sum(dy), gain, (left > 0.0f ? left : 0.0f) * (1.0f / (kPatch * kPatch))};
+}
+
+constexpr float kSettled = 0.01f;  // pixels of the level; smaller steps are not taken
+
+// Moves the patch until it fits. Returns where it went and the cost there; a search that runs away
+// or ends worse than it began gives its start back.
+template <typename V>
+SDRT_HD Motion search(const Patch<V>& m, const Luma& b, int32_t x, int32_t y, Motion start,
+                      int iterations, float& cost) {
+    Motion at = start, best = start;
+    float least = 0.0f;
+    for (int i = 0; i <= iterations; ++i) {
+        const Response r = respond(m, b, x, y, at);
+        if (i == 0 || r.cost < least) {
+            least = r.cost;
+            best = at;
+        }
+        const float dx = r.dx / r.gain, dy = r.dy / r.gain;
+        if (dx * dx + dy * dy < kSettled * kSettled) break;
+        at = {at.u - dx, at.v - dy};
+        const float far_x = at.u - start.u, far_y = at.v - start.v;
+        if (far_x * far_x + far_y * far_y > kPatch * kPatch) break;
+    }
+    cost = least;
+    return best;
+}
+
+// Host side
+// ------------------------------------------------------------------------------------------
+
+// Luma of one frame at the working resolution, 2^first of the full one to each side, and coarser.
+struct Pyramid {
+    int first = 0;
+    std::vector<std::vector<float>> storage;
+    std::vector<Luma> levels;  // finest first
+};
+
+// Motion in pixels of the full resolution, at the working resolution.
+struct FlowField {
+    int32_t width = 0, height = 0;
+    int first = 0;
+    std::vector<Motion> motion;
+};
+
+struct FlowSettings {
+    int64_t area;  // most pixels at the working resolution
+    int32_t step;
+    int iterations;
+};
+
+constexpr FlowSettings kFastFlow{32768, 4, 8};
+constexpr FlowSettings kAccurateFlow{131072, 3, 16};
+
+Pyramid luma_pyramid(const Array& frame, const FlowSettings& settings);
+FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& settings,
+                       int threads);
+
+// Field to float32 [H, W, 2], bilinear; rows [begin, end).
+void expand_flow(const FlowField& field, const Array& out, int32_t begin, int32_t end);
+
+// Mean, median, 90th percentile, maximum, share above half a pixel.
+void flow_statistics(const FlowField& field, float out[5]);
+
+}  // namespace sdrt

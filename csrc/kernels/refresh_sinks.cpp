@@ -1,0 +1,166 @@
+#include "kernels/refresh_sinks.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace sdrt {
+namespace {
+
+class Row {
+  public:
+    Row(const SinkState& state, const SinkRules& rules)
+        : a(state), rules(rules), cosines(state.pairs), sines(state.pairs) {}
+
+    // Time channels of the keys of frame `frame`, in its slot, turned back into the side copy of
+    // sink s.
+    void capture(int64_t frame, int32_t s) {
+        turn_to(-frame);
+        const int64_t slot = slot_of(frame, rules.window, rules.sinks);
+        each_token(s, slot, [&](float* time, float* key) { rotate(key, time); });
+        a.sink_index[s] = frame;
+    }
+
+    // Sink s gets its time channels from the side copy, for `position`.
+    void place(int32_t s, int64_t position) {
+        turn_to(position);
+        each_token(s, s, [&](float* time, float* key) { rotate(time, key); });
+    }
+
+    // Frame `frame` takes the place of sink s, whole keys (rotated as they were written) and
+    // values.
+    void replace(int64_t frame, int32_t s) {
+        const int64_t slot = slot_of(frame, rules.window, rules.sinks);
+        const int64_t count = int64_t{rules.tokens} * a.head_dim;
+        for (int32_t h = 0; h < a.heads; ++h) {
+            float* k = a.k + h * a.k_head;
+            float* v = a.v + h * a.v_head;
+            std::copy_n(k + slot * count, count, k + s * count);
+            std::copy_n(v + slot * count, count, v + s * count);
+        }
+        capture(frame, s);
+    }
+
+    // The captured sink that is least similar to `frame` and its similarity; -1 when there is none.
+    int32_t least_similar(int64_t frame, double& least) {
+        const size_t width = static_cast<size_t>(a.heads) * a.head_dim;
+        const int64_t slot = slot_of(frame, rules.window, rules.sinks);
+        std::vector<double> key(width), value(width), sink_key(width), sink_value(width);
+        sum_tokens(slot, key, value);
+        turn_sums(-frame, key);
+        int32_t found = -1;
+        for (int32_t s = 0; s < rules.sinks; ++s) {
+            if (a.sink_index[s] < 0) continue;
+            sum_tokens(s, sink_key, sink_value);
+            sum_times(s, sink_key);
+            const double similarity = 0.5 * (cosine(key, sink_key) + cosine(value, sink_value));
+            if (found >= 0 && !(similarity < least)) continue;
+            found = s;
+            least = similarity;
+        }
+        return found;
+    }
+
+  private:
+    void turn_to(int64_t position) {
+        for (int32_t p = 0; p < a.pairs; ++p) {
+            rotation_of(position, p, a.pairs, rules.theta, cosines[p], sines[p]);
+        }
+    }
+
+    void rotate(const float* from, float* to) const {
+        for (int32_t p = 0; p < a.pairs; ++p) {
+            rotate_pair(from[2 * p], from[2 * p + 1], cosines[p], sines[p], to[2 * p],
+                        to[2 * p + 1]);
+        }
+    }
+
+    // body(time channels in the side copy of sink s, key in `slot`) for every head and token.
+    template <typename Body>
+    void each_token(int32_t s, int64_t slot, const Body& body) {
+        for (int32_t h = 0; h < a.heads; ++h) {
+            for (int32_t t = 0; t < rules.tokens; ++t) {
+                float* time =
+                    a.sink_time + h * a.time_head + (int64_t{s} * rules.tokens + t) * 2 * a.pairs;
+                body(time, a.k + h * a.k_head + (slot * rules.tokens + t) * a.head_dim);
+            }
+        }
+    }
+
+    // Sums instead of means: a cosine does not see the difference.
+    void sum_tokens(int64_t slot, std::vector<double>& key, std::vector<double>& value) const {
+        std::fill(key.begin(), key.end(), 0.0);
+        std::fill(value.begin(), value.end(), 0.0);
+        for (int32_t h = 0; h < a.heads; ++h) {
+            const float* k = a.k + h * a.k_head + slot * rules.tokens * a.head_dim;
+            const float* v = a.v + h * a.v_head + slot * rules.tokens * a.head_dim;
+            double* key_sum = key.data() + int64_t{h} * a.head_dim;
+            double* value_sum = value.data() + int64_t{h} * a.head_dim;
+            for (int32_t t = 0; t < rules.tokens; ++t, k += a.head_dim, v += a.head_dim) {
+                for (int32_t c = 0; c < a.head_dim; ++c) key_sum[c] += k[c];
+                for (int32_t c = 0; c < a.head_dim; ++c) value_sum[c] += v[c];
+            }
+        }
+    }
+
+    // Time channels of the sums of sink s, from its side copy.
+    void sum_times(int32_t s, std::vector<double>& key) const {
+        for (int32_t h = 0; h < a.heads; ++h) {
+            double* sum = key.data() + int64_t{h} * a.head_dim;
+            std::fill_n(sum, 2 * a.pairs, 0.0);
+            const float* time =
+                a.sink_time + h * a.time_head + int64_t{s} * rules.tokens * 2 * a.pairs;
+            for (int32_t t = 0; t < rules.tokens; ++t, time += 2 * a.pairs) {
+                for (int32_t c = 0; c < 2 * a.pairs; ++c) sum[c] += time[c];
+            }
+        }
+    }
+
+    // Rotation is linear, so the sum is turned back instead of every token.
+    void turn_sums(int64_t position, std::vector<double>& key) {
+        turn_to(position);
+        for (int32_t h = 0; h < a.heads; ++h) {
+            for (int32_t p = 0; p < a.pairs; ++p) {
+                double* pair = key.data() + int64_t{h} * a.head_dim + 2 * p;
+                const double re = pair[0], im = pair[1];
+                pair[0] = re * cosines[p] - im * sines[p];
+                pair[1] = re * sines[p] + im * cosines[p];
+            }
+        }
+    }
+
+    static double cosine(const std::vector<double>& a, const std::vector<double>& b) {
+        double ab = 0.0, aa = 0.0, bb = 0.0;
+        for (size_t i = 0; i < a.size(); ++i) {
+            ab += a[i] * b[i];
+            aa += a[i] * a[i];
+            bb += b[i] * b[i];
+        }
+        const double length = std::sqrt(aa) * std::sqrt(bb);
+        return length > 0.0 ? ab / length : 0.0;
+    }
+
+    const SinkState& a;
+    const SinkRules& rules;
+    std::vector<float> cosines, sines;
+};
+
+}  // namespace
+
+void refresh_sinks_host(const SinkState& state, const SinkRules& rules, int64_t last,
+                        int64_t query) {
+    Row row(state, rules);
+    if (last >= 0 && last < rules.sinks) {
+        row.capture(last, static_cast<int32_t>(last));
+    } else if (last >= rules.window && !std::isnan(rules.threshold)) {
+        double similarity = 1.0;
+        const int32_t s = row.least_similar(last, similarity);
+        if (s >= 0 && similarity < rules.threshold) row.replace(last, s);
+    }
+    if (rules.positions_follow_window && query >= rules.window) {
+        for (int32_t s = 0; s < rules.sinks; ++s) {
+            if (state.sink_index[s] >= 0) row.place(s, query - (rules.window - 1) + s);
+        }
+    }
+}
+
+}  // namespace sdrt

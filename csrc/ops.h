@@ -1,0 +1,57 @@
+// The operators on array views: checks every argument, then runs on the host or on a device, where
+// the arrays are. Errors name the argument, what was got and what was expected.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+
+#include "array.h"
+#include "kernels/noise_control.h"
+#include "kernels/philox.h"
+
+namespace sdrt {
+
+// The caller's mistake; becomes ValueError.
+struct ArgumentError : std::invalid_argument {
+    ArgumentError(const std::string& name, const std::string& got, const std::string& expected)
+        : std::invalid_argument(name + ": got " + got + ", expected " + expected) {}
+};
+
+// threads: on the host, 0 is as many as cores. stream: on a device, 0 is the default stream.
+struct Where {
+    int threads = 0;
+    CudaStream stream = nullptr;
+};
+
+struct RefreshSinks {
+    int64_t window, sinks, tokens_per_frame;
+    double theta;
+    std::optional<double> threshold;
+    std::string positions;
+};
+
+void frames_to_pixels(std::span<const Array> frames, const Array& out, Where where);
+void pixels_to_frames(const Array& pixels, const Array& out, Where where);
+void optical_flow(const Array& prev, const Array& next, const std::string& quality,
+                  const Array& out, Where where);
+void optical_flow_magnitude(std::span<const Array> frames, const Array* last, const Array& out,
+                            Where where);
+void frame_difference(std::span<const Array> frames, const Array* last, const Array& out,
+                      Where where);
+void noise_control(const Array& scores, const Array& previous, bool has_previous,
+                   const NoiseRange& range, const Array& sigmas, const Array& out);
+void mix_noise(const Array& latent, const Array& control, const NoiseKey& key, const Array& out,
+               Where where);
+void renoise(const Array& noisy, const Array& velocity, const Array& sigma, const Array& sigma_next,
+             const NoiseKey& key, const Array& out, Where where);
+void philox_normal(const NoiseKey& key, const Array& out, Where where);
+void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_time,
+                   const Array& sink_index, const Array& last, const Array& query,
+                   const RefreshSinks& rules, Where where);
+
+// Compute capabilities that the extension was compiled for; empty without CUDA.
+std::string cuda_archs();
+
+}  // namespace sdrt
