@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from export.models import taehv, vae
 from export.models.dit import PATCH, Dit
 from export.models.pieces import Phase, Piece, PieceRun, cut_by_flop
-from export.models.presets import ModelConfig
+from export.models.presets import ModelConfig, VaeConfig
+from export.models.taehv import Taehv
 from export.models.text import TextEncoder
+from export.models.vae import WanVae
 from rt.manifest import Binding, Dimension, Geometry, StateBinding, UnitKind
 
 VAE_SHARE = 0.12
@@ -98,8 +101,28 @@ class Parts:
 
     dit: Dit
     text: TextEncoder | None
-    encoder: Sequence[Piece]
-    decoder: Sequence[Piece]
+    vae: WanVae | Taehv
+
+    def pieces(self) -> tuple[list[Piece], list[Piece]]:
+        """Encoder and decoder of the VAE."""
+        if isinstance(self.vae, WanVae):
+            return vae.encoder_pieces(self.vae), vae.decoder_pieces(self.vae)
+        return taehv.encoder_pieces(self.vae), taehv.decoder_pieces(self.vae)
+
+
+def parts_of(
+    config: ModelConfig, height: int, width: int, *, text: bool = True, fold_time: bool = False
+) -> Parts:
+    """Modules for pictures of `height` x `width` pixels, their weights still to be filled in.
+
+    `fold_time` turns the time taps of Wan's convolutions into channels of 2-D ones.
+    """
+    geometry = geometry_of(config, height, width)
+    dit = Dit(config.dit, geometry.latent_height, geometry.latent_width)
+    encoder = TextEncoder(config.text, config.dit.text_length) if text else None
+    if isinstance(config.vae, VaeConfig):
+        return Parts(dit, encoder, WanVae(config.vae, fold_time))
+    return Parts(dit, encoder, Taehv(config.vae))
 
 
 def geometry_of(config: ModelConfig, height: int, width: int) -> Geometry:
@@ -124,10 +147,11 @@ def wan_chain(config: ModelConfig, parts: Parts, height: int, width: int, window
     geometry = geometry_of(config, height, width)
     dit = _dit_units(config, parts.dit, geometry, window)
     step = sum(unit.phases["step"].flop for unit in dit)
-    vae = sum(piece.flop(height, width) for piece in (*parts.encoder, *parts.decoder))
-    budget = VAE_SHARE * (vae + 2 * step)
-    encode = _vae_units("encode", parts.encoder, budget, height, width)
-    decode = _vae_units("decode", parts.decoder, budget, height, width)
+    encoder, decoder = parts.pieces()
+    both = sum(piece.flop(height, width) for piece in (*encoder, *decoder))
+    budget = VAE_SHARE * (both + 2 * step)
+    encode = _vae_units("encode", encoder, budget, height, width)
+    decode = _vae_units("decode", decoder, budget, height, width)
     return Chain(_prompt_units(config, parts), (*encode, *dit, *decode))
 
 

@@ -1,0 +1,225 @@
+"""The exporter's command line: build-engines, verify, list, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rt import manifest as records
+from rt.errors import ConfigError, EngineMissing, Error
+from rt.manifest import Manifest, Unit
+
+DIMENSION = "x"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from export.build import BACKENDS, TOLERANCE, VERSION
+    from export.models.presets import PRESETS
+
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
+    build.add_argument("--model", choices=sorted(PRESETS), default="tiny", help="dimensions")
+    build.add_argument("--checkpoint", type=Path, help="weights; none: seeded random ones")
+    build.add_argument("--seed", type=int, default=0, help="of random weights")
+    build.add_argument("--backend", choices=sorted(BACKENDS), default="onnxruntime")
+    build.add_argument("--precision", choices=sorted(TOLERANCE), default="fp32")
+    build.add_argument("--height", type=int, default=256, help="pixels, a multiple of 16")
+    build.add_argument("--width", type=int, default=256, help="pixels, a multiple of 16")
+    build.add_argument("--max-batch", type=int, default=4, help="most rows in one batch")
+    build.add_argument("--window", type=int, help="latent frames; none: the model's own")
+    build.add_argument("--sinks", type=int, help="pinned frames; none: the model's own")
+    build.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
+    build.add_argument("--name", help="folder of this engine; none: the model's name")
+
+    check = _command(commands, "verify", _verify, "plans against their PyTorch units")
+    check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
+
+    listing = _command(commands, "list", _list, "the engines in a folder")
+    listing.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
+
+    inspect = _command(commands, "inspect", _inspect, "what an engine or a weights file is")
+    inspect.add_argument("path", type=Path, metavar="PATH")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+) -> argparse.ArgumentParser:
+    style = argparse.ArgumentDefaultsHelpFormatter
+    command = commands.add_parser(name, help=text, description=text, formatter_class=style)
+    command.set_defaults(run=run)
+    return command
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from export.build import Options, build_engines
+    from export.models.presets import PRESETS
+
+    options = Options(
+        config=PRESETS[arguments.model],
+        height=arguments.height,
+        width=arguments.width,
+        out=arguments.out,
+        name=arguments.name or arguments.model,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        max_batch=arguments.max_batch,
+        window=arguments.window,
+        sinks=arguments.sinks,
+        checkpoint=arguments.checkpoint,
+        seed=arguments.seed,
+    )
+    with _progress() as report:
+        built = build_engines(options, report)
+    if built.up_to_date:
+        print(f"{built.directory}: up to date, {built.reused} plans")
+    else:
+        print(f"{built.directory}: {built.built} plans built, {built.reused} found finished")
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, where a terminal is attached."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(text: str, done: int, total: int) -> None:
+            bar.update(task, description=text, completed=done, total=total)
+
+        yield report
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from export.build import BACKENDS
+    from export.models.presets import PRESETS
+    from export.verify import twin, verify
+
+    manifest = _read(arguments.engines)
+    if manifest.model not in PRESETS:
+        raise ConfigError(f"model: got {manifest.model!r}, expected one of {sorted(PRESETS)}")
+    fold_time = BACKENDS[manifest.backend].fold_time
+    chain = twin(manifest, arguments.engines, PRESETS[manifest.model], fold_time)
+    table = Table("unit", "phase", "rows", "max abs difference", "tolerance", "")
+    failed = 0
+    for found in verify(manifest, arguments.engines, chain.units):
+        failed += not found.passed
+        numbers = (f"{found.maximum:.2e}", f"{found.tolerance:.0e}")
+        verdict = "ok" if found.passed else "FAILED"
+        table.add_row(found.unit, found.phase, str(found.rows), *numbers, verdict)
+    Console().print(table)
+    if failed:
+        raise Error(f"{failed} differences exceed the tolerance; build the engine again")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = sorted(path.parent for path in arguments.out.glob(f"*/{records.FILE_NAME}"))
+    if not found:
+        raise EngineMissing(
+            f"no engine in {arguments.out}; build one: python -m export build-engines --model tiny"
+        )
+    table = Table("engine", "model", "backend", "size", "precision", "window, sinks", "plans", "MB")
+    for directory in found:
+        manifest = records.read(directory)
+        geometry, window = manifest.geometry, manifest.window
+        table.add_row(
+            str(directory),
+            manifest.model,
+            f"{manifest.backend}, {manifest.library}",
+            f"{geometry.width}x{geometry.height}",
+            manifest.precision,
+            f"{window.frames}, {window.sinks}",
+            str(sum(len(unit.plans) for unit in _units(manifest))),
+            f"{sum(file.bytes for file in manifest.weights) / 1e6:.1f}",
+        )
+    Console().print(table)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    path: Path = arguments.path
+    if not path.exists():
+        raise ConfigError(f"PATH: got {path}, expected an engine folder or a weights file")
+    if (path / records.FILE_NAME).is_file():
+        _print_engine(_read(path), path)
+        return 0
+    from export import checkpoints
+
+    print(checkpoints.describe(path))
+    return 0
+
+
+def _print_engine(manifest: Manifest, directory: Path) -> None:
+    table = Table("unit", "phase", "inputs", "outputs", "state", "MFLOP", "MB", "graph")
+    for unit in _units(manifest):
+        for phase, plan in unit.plans.items():
+            table.add_row(
+                unit.name,
+                phase,
+                _shapes((b.name, b.shape) for b in plan.inputs),
+                _shapes((b.name, b.shape) for b in plan.outputs),
+                _shapes((f"{s.input} ({s.mode})", s.shape) for s in plan.state),
+                f"{plan.flop / 1e6:.1f}",
+                f"{plan.bytes / 1e6:.2f}",
+                plan.graph_sha256[:8],
+            )
+    geometry = manifest.geometry
+    print(f"{directory}: {manifest.model}, {manifest.backend} ({manifest.library})")
+    print(f"  {geometry.width}x{geometry.height} pixels, {geometry.tokens_per_frame} tokens")
+    print(f"  window {manifest.window.frames}, sinks {manifest.window.sinks}")
+    print(f"  exporter {manifest.exporter}, key {manifest.key[:12]}")
+    Console().print(table)
+
+
+def _shapes(values: Iterator[tuple[str, tuple[records.Dimension, ...]]]) -> str:
+    return "\n".join(f"{name} {DIMENSION.join(map(str, shape))}" for name, shape in values)
+
+
+def _units(manifest: Manifest) -> tuple[Unit, ...]:
+    return (*manifest.prompt, *manifest.chain)
+
+
+def _read(directory: Path) -> Manifest:
+    manifest = records.read(directory)
+    records.check_files(manifest, directory)
+    return manifest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

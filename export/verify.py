@@ -1,0 +1,147 @@
+"""Plans against their PyTorch units, on seeded random inputs, through ONNX Runtime.
+
+Owns what a plausible input is and what counts as a difference; builds and mends nothing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from export import weights
+from export.models.presets import ModelConfig
+from export.onnx import weights_of
+from export.units import Chain, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
+from rt.errors import Error
+from rt.manifest import Binding, Manifest, Plan, StateBinding
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Largest absolute difference between a plan and its PyTorch unit, over all outputs."""
+
+    unit: str
+    phase: str
+    rows: int
+    maximum: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.maximum <= self.tolerance
+
+
+def verify(manifest: Manifest, directory: Path, units: tuple[UnitSpec, ...]) -> list[Difference]:
+    """Compare every plan with the unit of its name; batched ones with one row and with two."""
+    specs = {unit.name: unit for unit in units}
+    found = []
+    for unit in (*manifest.prompt, *manifest.chain):
+        for phase, plan in unit.plans.items():
+            spec = specs[unit.name].phases[phase]
+            engine = session(directory / plan.file)
+            for rows in (1, 2) if spec.batched else (1,):
+                feeds = random_inputs(manifest, plan, rows, unit.name)
+                expected = run_module(spec, feeds)
+                got = run(engine, feeds)
+                worst = max(float(np.abs(got[n] - expected[n]).max()) for n in expected)
+                found.append(Difference(unit.name, phase, rows, worst, plan.tolerance))
+    return found
+
+
+def twin(manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bool) -> Chain:
+    """The PyTorch units of an engine, with the weights that its plans point to."""
+    geometry = manifest.geometry
+    text = any(unit.kind == "text" for unit in manifest.prompt)
+    parts = parts_of(config, geometry.height, geometry.width, text=text, fold_time=fold_time)
+    chain = wan_chain(config, parts, geometry.height, geometry.width, manifest.window.frames)
+    plans = {unit.name: unit.plans for unit in (*manifest.prompt, *manifest.chain)}
+    for unit in chain.units:
+        for phase, spec in unit.phases.items():
+            stored = weights_of((directory / plans[unit.name][phase].file).read_bytes())
+            tensors = {name: weights.read(directory, where) for name, where in stored.items()}
+            # phase `first` may have less; strict for the rest
+            whole = spec.module.state_dict() | tensors if phase == "first" else tensors
+            spec.module.eval().load_state_dict(whole, strict=True)
+    return chain
+
+
+def smoke(manifest: Manifest, directory: Path) -> None:
+    """Run every plan once. Raises Error where a result is not finite, or an output is constant."""
+    for unit in (*manifest.prompt, *manifest.chain):
+        for phase, plan in unit.plans.items():
+            got = run(session(directory / plan.file), random_inputs(manifest, plan, 1, unit.name))
+            for name, array in got.items():
+                if not np.isfinite(array).all():
+                    raise Error(f"unit {unit.name} {phase}: output {name} is not finite")
+            for binding in plan.outputs:
+                if np.ptp(got[binding.name]) == 0:
+                    raise Error(f"unit {unit.name} {phase}: output {binding.name} is constant")
+
+
+def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
+    """A plan on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # a ring that is not bound in place is worth a warning there
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(engine: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Outputs and next states by name; states are copied."""
+    names = [output.name for output in engine.get_outputs()]
+    return dict(zip(names, engine.run(names, dict(feeds)), strict=True))
+
+
+def run_module(spec: PhaseSpec, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The same in PyTorch."""
+    arguments = [torch.from_numpy(feeds[name]) for name in spec.input_names]
+    with torch.no_grad():
+        result = spec.module(*arguments)
+    tensors = result if isinstance(result, tuple) else (result,)
+    return {n: t.numpy() for n, t in zip(spec.output_names, tensors, strict=True)}
+
+
+def random_inputs(manifest: Manifest, plan: Plan, rows: int, seed: str) -> Arrays:
+    """Plausible values for every input and state of a plan; equal arguments give equal values."""
+    values: tuple[Binding | StateBinding, ...] = (*plan.inputs, *plan.state)
+    feeds: Arrays = {}
+    for value in values:
+        name = value.name if isinstance(value, Binding) else value.input
+        generator = np.random.default_rng(zlib.crc32(f"{seed} {name}".encode()))
+        feeds[name] = _random(manifest, name, concrete(value.shape, rows), generator)
+    return feeds
+
+
+def _random(
+    manifest: Manifest, name: str, shape: tuple[int, ...], generator: np.random.Generator
+) -> NDArray[Any]:
+    """One value: normal numbers, unless its name says what it must be (docs/interfaces.md)."""
+    window, tokens = manifest.window.frames, manifest.geometry.tokens_per_frame
+    # The slot that a row writes, and the last slot that it does not see.
+    slots = np.arange(shape[0]) % window
+    if name == "token_ids":
+        return generator.integers(0, 256, shape, dtype=np.int64)
+    if name == "token_mask":
+        return (np.arange(shape[-1]) < (shape[-1] + 1) // 2).astype(np.float32).reshape(shape)
+    if name == "timestep":
+        return generator.uniform(0, 1000, shape).astype(np.float32)
+    if name in ("rope", "rope_time"):
+        angles = generator.uniform(0, 2 * np.pi, (shape[0], *shape[2:]))
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    if name == "write_index":
+        return slots * tokens
+    if name == "mask":
+        hidden = np.arange(window) > np.maximum(slots, window - 2)[:, None]
+        row = np.where(hidden, -np.inf, 0).astype(np.float32)
+        return np.repeat(row, tokens, axis=1).reshape(shape)
+    return generator.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,113 @@
+"""The weights file of an engine: every tensor of every unit once, in one safetensors file.
+
+Plans point into it by offset, so the two phases of a unit share what they have in common, and a
+tensor that loses nothing by it is stored as float16. Also how a file is written whole or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.onnx import Stored
+from export.units import Chain
+
+FILE_NAME = "weights.safetensors"
+PARTIAL = ".part"
+"""Suffix of a file that is being written."""
+
+_SHORT = {"float32": "F32", "float16": "F16"}
+_ALIGNMENT = 64
+
+
+def write(chain: Chain, directory: Path) -> dict[tuple[str, str], dict[str, Stored]]:
+    """Write the weights of all units, unless the file is there.
+
+    Returns where each lies, by (unit, phase) and name in the module. A tensor is stored as float16
+    if that is exact in every unit of the same graph, so that these stay one graph.
+    """
+    half = _exact_in_half(chain)
+    names: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    placed: dict[tuple[str, str], dict[str, str]] = {}
+    for unit in chain.units:
+        for phase, spec in unit.phases.items():
+            here = placed[unit.name, phase] = {}
+            for name, tensor in spec.module.state_dict().items():
+                kept = tensor.half() if (unit.graph, name) in half else tensor
+                digest = hashlib.sha256(_content(kept)).hexdigest()
+                content = f"{kept.dtype} {tuple(kept.shape)} {digest}"
+                here[name] = names.setdefault(content, f"{unit.name}.{name}")
+                tensors.setdefault(here[name], kept)
+    header, layout = _layout(tensors)
+    if not (directory / FILE_NAME).is_file():
+        write_whole(directory / FILE_NAME, (header, *(_content(tensors[name]) for name in layout)))
+    return {
+        place: {name: layout[stored] for name, stored in found.items()}
+        for place, found in placed.items()
+    }
+
+
+def read(directory: Path, where: Stored) -> Tensor:
+    """One tensor, as float32."""
+    path = directory / where.file
+    count = where.length // np.dtype(where.dtype).itemsize
+    data = np.fromfile(path, where.dtype, count, offset=where.offset)
+    return torch.from_numpy(data.astype(np.float32).reshape(where.shape))
+
+
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """A file that is either whole or absent, whenever the process or the machine stops."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(partial, path)
+
+
+def _exact_in_half(chain: Chain) -> set[tuple[str, str]]:
+    """(graph, weight) pairs whose every value in every unit is a float16."""
+    exact: dict[tuple[str, str], bool] = {}
+    for unit in chain.units:
+        for spec in unit.phases.values():
+            for name, tensor in spec.module.state_dict().items():
+                place = unit.graph, name
+                exact[place] = exact.get(place, True) and torch.equal(tensor.half().float(), tensor)
+    return {place for place, lossless in exact.items() if lossless}
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Stored]]:
+    """Header of the file and the place of each tensor: float32 before float16, all aligned."""
+    header: dict[str, object] = {}
+    spans: dict[str, Stored] = {}
+    end = 0
+    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
+        tensor = tensors[name]
+        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _SHORT[dtype], "shape": shape, "data_offsets": (start, end)}
+        spans[name] = Stored(FILE_NAME, start, end - start, dtype, shape)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    data = 8 + len(text)
+    moved = {
+        name: Stored(FILE_NAME, data + s.offset, s.length, s.dtype, s.shape)
+        for name, s in spans.items()
+    }
+    return len(text).to_bytes(8, "little") + text, moved
+
+
+def _content(tensor: Tensor) -> memoryview:
+    array: NDArray[Any] = tensor.detach().contiguous().numpy()
+    return array.reshape(-1).view(np.uint8).data
