@@ -71,6 +71,7 @@ class BuildExtension(build_ext):
         if nvcc:
             defines.append(("SDRT_CUDA_ARCHS", f'"{archs}"'))
         cxx = CXX_FLAGS + (SANITIZE_FLAGS if sanitize else [])
+        cxx += ["-isystem", str(home / "include")] if home else []
         newest_header = max(p.stat().st_mtime for p in (ROOT / "csrc").rglob("*.h"))
         folder = Path(self.build_temp) / ("cuda-" + re.sub(r"\W+", "-", archs) if nvcc else "cxx")
 
