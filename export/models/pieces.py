@@ -1,8 +1,8 @@
 """The pieces that a VAE is cut into, and runs of them; the same for Wan's VAE and for TAEHV.
 
-A `Layer` computes and knows how it changes the geometry; a `Piece` is a layer at its place in the encoder or decoder,
-the smallest thing that can be a unit of its own; a `PieceRun` is a unit. State is passed in and out, never kept, and has
-the same names and shapes in both phases.
+A `Layer` computes and knows how it changes the geometry; a `Piece` is a layer at its place in the
+encoder or decoder, the smallest thing that can be a unit of its own; a `PieceRun` is a unit. State
+is passed in and out, never kept, and has the same names and shapes in both phases.
 """
 
 from __future__ import annotations
@@ -18,6 +18,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Phase = Literal["first", "step"]
 Shape = tuple[int, ...]
+
+
+def enlarge(x: Tensor, scale: int) -> Tensor:
+    """Nearest neighbour by `scale` in space: `[T, C, h, w] -> [T, C, scale * h, scale * w]`.
+
+    Concatenations only: no resize operator, and 6x faster in ONNX Runtime than a broadcast to 6
+    dimensions.
+    """
+    if scale == 1:
+        return x
+    frames, channels, height, width = x.shape
+    rows = torch.stack([x] * scale, -1).reshape(frames, channels, height, scale * width)
+    return torch.cat([rows] * scale, -1).reshape(frames, channels, scale * height, scale * width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +72,9 @@ class Layer(nn.Module):
 
 
 class Piece(nn.Module):
-    """A layer at its place: `name` is the layer's path in the checkpoint, `source` what it receives."""
+    """A layer at its place: `name` is the layer's path in the checkpoint, `source` what it
+    receives.
+    """
 
     def __init__(self, name: str, layer: Layer, source: Signal) -> None:
         super().__init__()
@@ -69,14 +84,14 @@ class Piece(nn.Module):
         self.target = layer.after(source)
 
     def state_specs(self, height: int, width: int) -> list[tuple[str, Shape]]:
-        """Name and shape of each cache, equal in both phases; all zeros at the start of a session."""
+        """Name and shape of each cache, the same in both phases; zeros start a session."""
         return [
             (f"{self.name}.{name}" if name else self.name, signal.shape(height, width, "step"))
             for name, signal in self.layer.states(self.source)
         ]
 
     def flop(self, height: int, width: int, phase: Phase = "step") -> int:
-        """Floating-point operations of the convolutions and matrix products (2 per multiply-add) for one chunk."""
+        """Work of one chunk in convolutions and matrix products, 2 flop per multiply-add."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         weights = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
         shapes = [self.source.shape(height, width, phase)]
@@ -102,7 +117,10 @@ def pieces_along(source: Signal, layers: Sequence[tuple[str, Layer]]) -> list[Pi
 
 
 class PieceRun(nn.Module):
-    """Consecutive pieces in one phase: a unit. `forward(x, *caches) -> (x, *new_caches)`, caches as in `state_specs`."""
+    """Consecutive pieces in one phase: a unit.
+
+    `forward(x, *caches) -> (x, *new_caches)`, caches in the order of `state_specs`.
+    """
 
     def __init__(self, pieces: Sequence[Piece], phase: Phase) -> None:
         super().__init__()
@@ -143,7 +161,8 @@ class PieceRun(nn.Module):
 def cut_by_flop(
     pieces: Sequence[Piece], budget: float, height: int, width: int
 ) -> list[list[Piece]]:
-    """Cuts pieces into the fewest consecutive runs whose work per 4-frame chunk is at most `budget` flop.
+    """Cuts pieces into the fewest consecutive runs whose work per 4-frame chunk is at most `budget`
+    flop.
 
     A piece that exceeds the budget stands alone.
     """

@@ -103,7 +103,7 @@ PRESETS = {
         "tiny",
         DitConfig(width=256, ffn=1024, heads=4, blocks=6, text_length=32, text_width=64, head_dim=64),
         TaehvConfig(
-            encoder_widths=(24, 48, 64), encoder_blocks=(1, 1, 2), encoder_time=(2, 2, 1), encoder_stride=(1, 2, 2),
+            encoder_widths=(32, 64, 64), encoder_blocks=(1, 1, 2), encoder_time=(2, 2, 1), encoder_stride=(1, 2, 2),
             decoder_widths=(96, 64, 32, 32), decoder_blocks=(2, 2, 1), decoder_time=(1, 2, 2), decoder_scale=(2, 2, 1),
             patch=2,
         ),

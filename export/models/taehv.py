@@ -1,28 +1,30 @@
-"""TAEHV: a small convolutional stand-in for Wan's VAE, with the memory of its blocks passed in and out.
+"""TAEHV: a small stand-in for Wan's VAE, with the memory of its blocks passed in and out.
 
-Parameters are named as in the released file (`taew2_1.pth`). The frames of a chunk run in parallel, as planes; a memory
-block sees each frame's predecessor, the first one's through its cache. Phase `first` runs its one frame four times and
-decodes to the last of four. Latents are those of the DiT: TAEHV has no mean and std of its own.
+Parameters are named as in the released file (`taew2_1.pth`). The frames of a chunk run in parallel,
+as planes; a memory block sees each frame's predecessor, the first one's through its cache. Phase
+`first` runs its one frame four times and decodes to the last of four. Latents are those of the DiT:
+TAEHV has no mean and std of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.models.pieces import Layer, Phase, Piece, Signal, pieces_along
+from export.models.pieces import Layer, Phase, Piece, Signal, enlarge, pieces_along
 from export.models.presets import TaehvConfig
 
 CHUNK = 4  # pixel frames per latent frame
 
 
 class MemoryBlock(Layer):
-    """Residual block over each frame and its predecessor. Cache: the last frame of `x`, `[1, C, h, w]`."""
+    """Residual block over each frame and its predecessor. Cache: the last frame of its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,7 +44,7 @@ class MemoryBlock(Layer):
 
 
 class TimePool(nn.Module):
-    """Joins `factor` frames into one by a pointwise convolution over their channels, earliest first."""
+    """Joins `factor` frames into one by a pointwise convolution, earliest first."""
 
     def __init__(self, width: int, factor: int) -> None:
         super().__init__()
@@ -65,23 +67,19 @@ class TimeGrow(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, C, h, w] -> [T * factor, C, h, w]`."""
-        return self.conv(x).reshape(-1, *x.shape[1:])
+        y: Tensor = self.conv(x)
+        return y.reshape(-1, *x.shape[1:])
 
 
 class Enlarge(nn.Module):
-    """Nearest neighbour by `scale` in space; needs no resize operator."""
+    """Nearest neighbour by `scale` in space, on planes."""
 
     def __init__(self, scale: int) -> None:
         super().__init__()
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[T, C, h, w] -> [T, C, scale * h, scale * w]`."""
-        if self.scale == 1:
-            return x
-        frames, channels, height, width = x.shape
-        tiled = x[:, :, :, None, :, None].expand(-1, -1, -1, self.scale, -1, self.scale)
-        return tiled.reshape(frames, channels, self.scale * height, self.scale * width)
+        return enlarge(x, self.scale)
 
 
 class Clamp(nn.Module):
@@ -97,7 +95,7 @@ def conv3(source: int, target: int, stride: int = 1, bias: bool = True) -> nn.Co
 
 
 class Taehv(nn.Module):
-    """Weights of TAEHV under the released names; `encoder_pieces`, `decoder_pieces` say how they are run."""
+    """Weights of TAEHV; `encoder_pieces` and `decoder_pieces` say how they are run."""
 
     def __init__(self, config: TaehvConfig) -> None:
         super().__init__()
@@ -142,13 +140,29 @@ class Stateless(Layer):
         return (self.layers(x),)
 
 
-class PixelInput(Stateless):
-    """Pixels `[1, 3, 1 | 4, H, W]` in [-1, 1] -> four planes of features; a single frame is taken four times."""
+class PixelInput(Layer):
+    """Pixels `[1, 3, 1 | 4, H, W]` in [-1, 1] -> four planes; one frame counts four times.
+
+    The first convolution is over the pixels of `patch` x `patch` as channels. Its weight is only
+    reordered, to a larger convolution with stride `patch` over the picture itself.
+    """
+
+    def __init__(self, conv: nn.Conv2d, patch: int) -> None:
+        super().__init__()
+        self.conv = conv
+        self.patch = patch
+
+    def after(self, source: Signal) -> Signal:
+        del source
+        return planes(self.conv.out_channels, self.patch, CHUNK)
 
     def forward(self, x: Tensor, phase: Phase, *caches: Tensor) -> tuple[Tensor, ...]:
         del caches
-        planes = F.pixel_unshuffle(x[0].transpose(0, 1) / 2 + 0.5, self.target.scale)
-        features = self.layers(planes)
+        patch, out = self.patch, self.conv.out_channels
+        weight = self.conv.weight.view(out, 3, patch, patch, 3, 3).permute(0, 1, 4, 2, 5, 3)
+        weight = weight.reshape(out, 3, 3 * patch, 3 * patch)
+        frames = x.squeeze(0).transpose(0, 1) / 2 + 0.5  # [T, 3, H, W] in [0, 1]
+        features = F.relu(F.conv2d(frames, weight, self.conv.bias, patch, patch))
         return (features.expand(CHUNK, -1, -1, -1) if phase == "first" else features,)
 
 
@@ -169,7 +183,7 @@ class LatentInput(Stateless):
 
 
 class PixelOutput(Stateless):
-    """Four planes of features -> pixels `[1, 3, 1 | 4, H, W]`, not clamped; of a first chunk the last frame."""
+    """Four planes -> pixels `[1, 3, 4, H, W]`, or the last of them `[1, 3, 1, H, W]`."""
 
     def __init__(self, layers: Sequence[nn.Module], patch: int, target: Signal) -> None:
         super().__init__(layers, target)
@@ -191,9 +205,9 @@ def encoder_pieces(model: Taehv) -> list[Piece]:
     """The encoder in order: pixels `[1, 3, 1 | 4, H, W]` -> latent `[1, 16, 1, H/8, W/8]`."""
     config, layers = model.config, list(model.encoder)
     scale, frames = config.patch, CHUNK
-    named: list[tuple[str, Layer]] = [
-        ("encoder.0", PixelInput(layers[:2], planes(config.encoder_widths[0], scale, frames)))
-    ]
+    first = layers[0]
+    assert isinstance(first, nn.Conv2d)
+    named: list[tuple[str, Layer]] = [("encoder.0", PixelInput(first, config.patch))]
     at = 2
     for width, blocks, factor, stride in zip(
         config.encoder_widths, config.encoder_blocks, config.encoder_time, config.encoder_stride,
@@ -211,7 +225,10 @@ def encoder_pieces(model: Taehv) -> list[Piece]:
 
 
 def decoder_pieces(model: Taehv) -> list[Piece]:
-    """The decoder in order: latent `[1, 16, 1, H/8, W/8]` -> pixels `[1, 3, 1 | 4, H, W]`, not clamped."""
+    """The decoder in order: latent `[1, 16, 1, H/8, W/8]` -> pixels `[1, 3, 1 | 4, H, W]`.
+
+    Pixels are not clamped.
+    """
     config, layers = model.config, list(model.decoder)
     scale, frames = config.patch * prod(config.decoder_scale), 1
     latent = Signal(config.latent_channels, scale, 1, 1)
@@ -226,9 +243,9 @@ def decoder_pieces(model: Taehv) -> list[Piece]:
         named += memory_blocks("decoder", layers, at, blocks)
         at += blocks
         scale, frames = scale // grow, frames * factor
-        enlarge, split, conv = layers[at : at + 3]
-        # Growth in time is pointwise: before the enlargement it gives the same and costs a fraction.
-        stage = Stateless([split, enlarge, conv], planes(width, scale, frames))
+        bigger, split, conv = layers[at : at + 3]
+        # Growth in time is pointwise: before the enlargement it gives the same and costs less.
+        stage = Stateless([split, bigger, conv], planes(width, scale, frames))
         named.append((f"decoder.{at + 1}", stage))
         at += 3
     pixels = PixelOutput(layers[at:], config.patch, Signal(3, 1, 1, CHUNK))
@@ -246,8 +263,9 @@ def memory_blocks(
 def adapt_state_dict(state_dict: Mapping[str, Tensor], model: Taehv) -> dict[str, Tensor]:
     """Released weights as `model` takes them.
 
-    The released file may hold `TimeGrow` weights for more frames than the model makes: of those the last rows, the latest
-    frames, count. Everything else stays, so that a strict load finds what does not fit.
+    The released file may hold `TimeGrow` weights for more frames than the model makes: of those the
+    last rows, the latest frames, count. Everything else stays, so that a strict load finds what
+    does not fit.
     """
     adapted = dict(state_dict)
     for name, module in model.named_modules():
@@ -258,13 +276,14 @@ def adapt_state_dict(state_dict: Mapping[str, Tensor], model: Taehv) -> dict[str
 
 
 def initialise(model: Taehv, seed: int) -> None:
-    """Random weights that keep the second moment of features through all layers; the outputs are of order 1.
+    """Random weights that keep the second moment of features from layer to layer.
 
-    Gain 2 where a ReLU follows, 1 elsewhere; a memory block starts close to the identity.
+    Gain 2 where a ReLU follows, 1 elsewhere; a memory block starts close to the identity, pixels
+    around grey.
     """
     generator = torch.Generator().manual_seed(seed)
     for layers in (list(model.encoder), list(model.decoder)):
-        for layer, following in zip(layers, [*layers[1:], nn.Identity()], strict=True):
+        for layer, following in pairwise([*layers, nn.Identity()]):
             if isinstance(layer, MemoryBlock):
                 for index, gain in ((0, 2.0), (2, 2.0), (4, 0.1)):
                     fill(layer.conv[index], gain, generator)
@@ -272,6 +291,11 @@ def initialise(model: Taehv, seed: int) -> None:
                 fill(layer.conv, 1.0, generator)
             elif isinstance(layer, nn.Conv2d):
                 fill(layer, 2.0 if isinstance(following, nn.ReLU | MemoryBlock) else 1.0, generator)
+    pixels = model.decoder[-1]
+    fill(pixels, 0.1, generator)
+    assert isinstance(pixels, nn.Conv2d)
+    assert pixels.bias is not None
+    nn.init.constant_(pixels.bias, 0.5)
 
 
 def fill(conv: nn.Module, gain: float, generator: torch.Generator) -> None:
