@@ -1,9 +1,11 @@
-"""Wan's VAE against diffusers, in chunks, for any cut into units, in both forms of its convolutions."""
+"""Wan's VAE against diffusers, in chunks, for any cut into units, in both forms of its
+convolutions.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from export.models.pieces import Piece, PieceRun, cut_by_flop
+from export.models.pieces import Piece, cut_by_flop
 from export.models.presets import VaeConfig
 from export.models.vae import (
     LATENT_MEAN,
@@ -25,6 +27,8 @@ from export.models.vae import (
 )
 
 DATA = Path(__file__).parents[1] / "data"
+Stream = Callable[..., Tensor]
+Whole = tuple[list[Piece], Sequence[Tensor], Tensor]
 CONFIG = VaeConfig(width=8)
 SIZE = 32
 
@@ -49,26 +53,6 @@ def ours(oracle: AutoencoderKLWan, fold_time: bool = False) -> WanVae:
     return model
 
 
-def stream(pieces: Sequence[Piece], cuts: Sequence[int], chunks: Sequence[Tensor]) -> Tensor:
-    """Runs chunks (the first in phase `first`) through units cut at `cuts`; returns all results joined in time."""
-    bounds = [0, *sorted(set(cuts)), len(pieces)]
-    parts = [pieces[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-    units = {phase: [PieceRun(part, phase) for part in parts] for phase in ("first", "step")}
-    caches = [
-        [torch.zeros(shape) for _, shape in unit.state_specs(SIZE, SIZE)] for unit in units["first"]
-    ]
-    results = []
-    for number, x in enumerate(chunks):
-        for index, unit in enumerate(units["step" if number else "first"]):
-            assert x.shape == unit.input_shape(SIZE, SIZE)
-            x, *new = unit(x, *caches[index])
-            assert x.shape == unit.output_shape(SIZE, SIZE)
-            assert [c.shape for c in new] == [c.shape for c in caches[index]]
-            caches[index] = new
-        results.append(x)
-    return torch.cat(results, 2)
-
-
 def pixel_chunks(video: Tensor) -> list[Tensor]:
     return [video[:, :, start and start - 3 : start + 1] for start in range(0, video.shape[2], 4)]
 
@@ -86,33 +70,41 @@ def test_statistics_are_those_of_diffusers(oracle: AutoencoderKLWan) -> None:
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])
 @pytest.mark.parametrize("fold_time", [False, True])
 def test_chunks_equal_the_whole_clip(
-    oracle: AutoencoderKLWan, frames: int, fold_time: bool
+    oracle: AutoencoderKLWan, stream: Stream, frames: int, fold_time: bool
 ) -> None:
     model = ours(oracle, fold_time)
     video = torch.rand(1, 3, frames, SIZE, SIZE) * 2 - 1
     mean, std = statistics()
     expected = oracle.encode(video).latent_dist.mode()
-    latent = stream(encoder_pieces(model), [], pixel_chunks(video))
+    latent = stream(encoder_pieces(model), pixel_chunks(video))
     torch.testing.assert_close(latent, (expected - mean) / std, atol=1e-4, rtol=0)
     clean = torch.randn_like(latent)
-    restyled = stream(decoder_pieces(model), [], clean.split(1, 2))
+    restyled = stream(decoder_pieces(model), clean.split(1, 2))
     expected = oracle.decode(clean * std + mean).sample
     torch.testing.assert_close(restyled.clamp(-1, 1), expected, atol=1e-4, rtol=0)
 
 
-@settings(max_examples=10, deadline=None)
-@given(cuts=st.lists(st.integers(1, 15), max_size=6))
-def test_any_cut_into_units_gives_the_same(oracle: AutoencoderKLWan, cuts: list[int]) -> None:
+@pytest.fixture(scope="module")
+def whole(oracle: AutoencoderKLWan, stream: Stream) -> list[Whole]:
+    """Encoder and decoder, chunks for them, and what they give as one unit."""
     model = ours(oracle)
+    encoder, decoder = encoder_pieces(model), decoder_pieces(model)
     generator = torch.Generator().manual_seed(1)
-    for pieces, chunks in (
-        (
-            encoder_pieces(model),
-            pixel_chunks(torch.randn(1, 3, 9, SIZE, SIZE, generator=generator)),
-        ),
-        (decoder_pieces(model), torch.randn(1, 16, 3, 4, 4, generator=generator).split(1, 2)),
-    ):
-        assert torch.equal(stream(pieces, cuts, chunks), stream(pieces, [], chunks))
+    pixels = pixel_chunks(torch.randn(1, 3, 5, SIZE, SIZE, generator=generator))
+    latents = torch.randn(1, 16, 2, 4, 4, generator=generator).split(1, 2)
+    return [
+        (encoder, pixels, stream(encoder, pixels)),
+        (decoder, latents, stream(decoder, latents)),
+    ]
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(1, 15), max_size=6), half=st.integers(0, 1))
+def test_any_cut_into_units_gives_the_same(
+    whole: list[Whole], stream: Stream, cuts: list[int], half: int
+) -> None:
+    pieces, chunks, expected = whole[half]
+    assert torch.equal(stream(pieces, chunks, cuts), expected)
 
 
 def test_names_and_shapes_are_those_of_the_checkpoints() -> None:
@@ -121,9 +113,8 @@ def test_names_and_shapes_are_those_of_the_checkpoints() -> None:
         theirs = AutoencoderKLWan()
     original = shapes_of("vae-original.json")
     assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == original
-    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == shapes_of(
-        "vae-diffusers.json"
-    )
+    names = shapes_of("vae-diffusers.json")
+    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == names
     renamed = diffusers_to_original(theirs.state_dict())
     assert {k: tuple(v.shape) for k, v in renamed.items()} == original
 
