@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +38,21 @@ CONFIG_FILE = "config.json"
 _WRAPPERS = ("generator", "generator_ema", "state_dict")
 """Under what training code stores the weights, in order of preference; may be nested."""
 _PREFIXES = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^model\.")
+_PICKLE = b"\x80"
+_DAMAGE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+"""What the readers of the formats raise for a file that is cut, corrupt or holds code."""
 _NAMED = 4
 """How many names a message spells out before it counts the rest."""
 
@@ -193,16 +210,22 @@ def _open(path: Path) -> object:
         if start[8:] == b"{":
             with safe_open(path, framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        zipped = zipfile.is_zipfile(path)
+        if not zipped and not start.startswith(_PICKLE):
+            raise CheckpointError(f"{path}: truncated or not a weights file")
+        with warnings.catch_warnings():  # about the age of a pickle
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
-        reason = str(error).split(".")[0].splitlines()[0]
-        raise CheckpointError(f"{path}: holds more than tensors, refused ({reason})") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or not a weights file ({reason})") from None
+    except _DAMAGE as error:
+        said = str(error)
+        if code := re.search(r"Unsupported (?:global|class): GLOBAL (\S+)", said):
+            raise CheckpointError(f"{path}: holds more than tensors, refused ({code[1]})") from None
+        if isinstance(error, pickle.UnpicklingError):
+            said = "its pickle does not hold tensors alone"  # torch's words advise to run it
+        detail = said.splitlines()[0] if said else type(error).__name__
+        raise CheckpointError(f"{path}: truncated or not a weights file ({detail})") from None
 
 
 def _unwrapped(path: Path, content: object) -> State:
