@@ -1,6 +1,6 @@
-"""Builds the extension rt._C: C++ always, CUDA when nvcc is found. Nothing else; metadata is in pyproject.toml.
+"""Builds the extension rt._C: C++ always, CUDA when nvcc is found. Nothing else is set up here.
 
-SDRT_CUDA_ARCHS   compute capabilities to compile for, such as "90" or "80;90;120+PTX"; "none" builds C++ only.
+SDRT_CUDA_ARCHS   compute capabilities, such as "90" or "80;90;120+PTX"; "none" builds C++ only.
 SDRT_SANITIZE=1   host code under AddressSanitizer and UBSan, C++ only (csrc/sanitize.sh).
 """
 
@@ -39,7 +39,7 @@ def gencode(archs: str) -> list[str]:
     for arch in re.split(r"[;, ]+", archs.strip()):
         match = re.fullmatch(r"(\d+a?)(\+PTX)?", arch)
         if match is None:
-            sys.exit(f'SDRT_CUDA_ARCHS: got "{arch}", expected capabilities such as "90" or "120+PTX"')
+            sys.exit(f'SDRT_CUDA_ARCHS: got "{arch}", expected such as "90" or "120+PTX"')
         name, ptx = match.groups()
         options.append(f"-gencode=arch=compute_{name},code=sm_{name}")
         if ptx:
@@ -48,8 +48,9 @@ def gencode(archs: str) -> list[str]:
 
 
 def cuda_home(nvcc: str) -> Path:
-    """The toolkit that `nvcc` belongs to, as it says itself (the command may be a link or a script)."""
-    plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    """The toolkit that `nvcc` belongs to, as it says itself: the command may be a script."""
+    command = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True)
     match = re.search(r"^#\$ TOP=(.+)$", plan.stderr, re.MULTILINE)
     if match is None:
         sys.exit(f"rt._C: {nvcc} does not say where its toolkit is: {plan.stderr.strip()[:200]}")
@@ -65,8 +66,8 @@ class BuildExtension(build_ext):
         nvcc = None if sanitize or archs == "none" else shutil.which("nvcc")
         home = cuda_home(nvcc) if nvcc else None
         sources = [ROOT / s for s in ext.sources if nvcc or not s.endswith(".cu")]
-        print(f"rt._C: C++ and CUDA (archs {archs})" if nvcc
-              else "rt._C: C++ only, " + ("as asked" if shutil.which("nvcc") else "nvcc not found"))  # fmt: skip
+        reason = "as asked" if shutil.which("nvcc") else "nvcc not found"
+        print(f"rt._C: C++ and CUDA (archs {archs})" if nvcc else f"rt._C: C++ only, {reason}")
         defines: list[tuple[str, str | None]] = [("SDRT_SANITIZE", None)] if sanitize else []
         if nvcc:
             defines.append(("SDRT_CUDA_ARCHS", f'"{archs}"'))
@@ -88,8 +89,7 @@ class BuildExtension(build_ext):
                 return str(target)
             made = self.compiler.compile(
                 [str(source.relative_to(ROOT))], output_dir=str(folder), macros=defines,
-                include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *self.compiler.include_dirs],
-                extra_postargs=cxx,
+                include_dirs=[str(ROOT / "csrc"), pybind11.get_include()], extra_postargs=cxx,
             )  # fmt: skip
             Path(made[0]).replace(target)
             return str(target)
@@ -104,5 +104,6 @@ class BuildExtension(build_ext):
         )  # fmt: skip
 
 
-SOURCES = sorted(str(p.relative_to(ROOT)) for s in ("*.cpp", "*.cu") for p in (ROOT / "csrc").rglob(s))
+FOUND = [*(ROOT / "csrc").rglob("*.cpp"), *(ROOT / "csrc").rglob("*.cu")]
+SOURCES = sorted(str(p.relative_to(ROOT)) for p in FOUND)
 setup(ext_modules=[Extension("rt._C", SOURCES)], cmdclass={"build_ext": BuildExtension})

@@ -4,20 +4,21 @@
 #include <vector>
 
 #include "kernels/block.h"
+#include "kernels/interleave.h"
 
 namespace sdrt {
 namespace {
 
 constexpr int kPiece = 256;  // pixels of one row that stay in the first-level cache
 
-// Packed RGB to three planes, without resizing. Even so many pixels per turn that stores are whole.
+// Packed RGB to three planes, without resizing; at most kPiece pixels.
 SDRT_CLONES void planes_of_row(const uint8_t* __restrict rgb, int n, float* __restrict r,
                                float* __restrict g, float* __restrict b) {
-    for (int i = 0; i < n; ++i) {
-        r[i] = pixel_of(static_cast<float>(rgb[3 * i]));
-        g[i] = pixel_of(static_cast<float>(rgb[3 * i + 1]));
-        b[i] = pixel_of(static_cast<float>(rgb[3 * i + 2]));
-    }
+    uint8_t bytes[3][kPiece];
+    split_rgb(rgb, n, bytes[0], bytes[1], bytes[2]);
+    for (int i = 0; i < n; ++i) r[i] = pixel_of(static_cast<float>(bytes[0][i]));
+    for (int i = 0; i < n; ++i) g[i] = pixel_of(static_cast<float>(bytes[1][i]));
+    for (int i = 0; i < n; ++i) b[i] = pixel_of(static_cast<float>(bytes[2][i]));
 }
 
 SDRT_CLONES void add_weighted(const uint8_t* __restrict in, int64_t n, float weight,
@@ -31,6 +32,13 @@ SDRT_CLONES void planes_of_sums(const float* __restrict sums, const Taps* __rest
     for (int x = 0; x < n; ++x) {
         const Taps& t = taps[x];
         const float* p = sums + 3 * int64_t{t.first};
+        if (t.count <= 2) {  // growing: the second weight is 0 where there is one tap
+            const float* q = p + 3 * (t.count - 1);
+            r[x] = pixel_of(t.head * p[0] + t.last * q[0]);
+            g[x] = pixel_of(t.head * p[1] + t.last * q[1]);
+            b[x] = pixel_of(t.head * p[2] + t.last * q[2]);
+            continue;
+        }
         float sr = 0.0f, sg = 0.0f, sb = 0.0f;
         for (int i = 0; i < t.count; ++i) {
             const float w = t.weight(i);

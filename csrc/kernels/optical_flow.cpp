@@ -18,6 +18,8 @@ struct Lanes {
         std::memcpy(&a.v, p, sizeof(a.v));
         return a;
     }
+
+    SDRT_HD void store(float* p) const { std::memcpy(p, &v, sizeof(v)); }
 };
 
 SDRT_HD Lanes operator+(const Lanes& a, const Lanes& b) {
@@ -158,6 +160,36 @@ SDRT_CLONES void offer_rows(Level& level, const std::vector<Node>& before, int32
     }
 }
 
+// The same for all pixels of row y: every patch that covers the row adds eight lanes.
+SDRT_CLONES void blend_row(const Level& level, int32_t y, float scale, Motion* out) {
+    const FlowGrid& g = level.grid;
+    const int32_t width = level.a.width;
+    std::vector<float> sums(3 * static_cast<size_t>(width + kPatch));
+    float* u = sums.data();
+    float* v = u + width + kPatch;
+    float* total = v + width + kPatch;
+    for (int32_t j = std::max(0, (y - kPatch) / g.step); j < g.rows; ++j) {
+        const int32_t top = g.origin(j, level.a.height);
+        if (top > y) break;
+        if (top + kPatch <= y) continue;
+        const float dy = std::abs(static_cast<float>(y - top) - 3.5f);
+        for (int32_t i = 0; i < g.columns; ++i) {
+            const Node& node = level.nodes[j * g.columns + i];
+            const int32_t x = g.origin(i, width);
+            const float weight = node.weight * (4.25f - dy);
+            const float tent[kPatch] = {0.75f, 1.75f, 2.75f, 3.75f, 3.75f, 2.75f, 1.75f, 0.75f};
+            const Lanes w = Lanes::load(tent) * weight;
+            (Lanes::load(u + x) + w * node.motion.u).store(u + x);
+            (Lanes::load(v + x) + w * node.motion.v).store(v + x);
+            (Lanes::load(total + x) + w).store(total + x);
+        }
+    }
+    for (int32_t x = 0; x < width; ++x) {
+        const float inverse = scale / total[x];
+        out[x] = {u[x] * inverse, v[x] * inverse};
+    }
+}
+
 }  // namespace
 
 FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& settings,
@@ -184,10 +216,8 @@ FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& s
     const auto scale = static_cast<float>(1 << a.first);
     parallel_for(field.height, 64, threads, [&](int64_t begin, int64_t end) {
         for (int64_t y = begin; y < end; ++y) {
-            for (int32_t x = 0; x < field.width; ++x) {
-                const Motion m = blend(finest, static_cast<float>(x), static_cast<float>(y));
-                field.motion[y * field.width + x] = {scale * m.u, scale * m.v};
-            }
+            blend_row(finest, static_cast<int32_t>(y), scale,
+                      field.motion.data() + y * field.width);
         }
     });
     return field;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/block.h"
+#include "kernels/interleave.h"
 
 namespace sdrt {
 namespace {
@@ -11,11 +12,11 @@ constexpr int kPiece = 256;  // pixels of one row that stay in the first-level c
 
 SDRT_CLONES void packed_of_planes(const float* __restrict r, const float* __restrict g,
                                   const float* __restrict b, int n, uint8_t* __restrict rgb) {
-    for (int i = 0; i < n; ++i) {
-        rgb[3 * i] = byte_of(r[i]);
-        rgb[3 * i + 1] = byte_of(g[i]);
-        rgb[3 * i + 2] = byte_of(b[i]);
-    }
+    uint8_t bytes[3][kPiece];
+    for (int i = 0; i < n; ++i) bytes[0][i] = byte_of(r[i]);
+    for (int i = 0; i < n; ++i) bytes[1][i] = byte_of(g[i]);
+    for (int i = 0; i < n; ++i) bytes[2][i] = byte_of(b[i]);
+    join_rgb(bytes[0], bytes[1], bytes[2], n, rgb);
 }
 
 const float* plane_row(const PlanarView& pixels, int c, int32_t y, int32_t x, int32_t n,

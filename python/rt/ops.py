@@ -1,10 +1,12 @@
-"""The operators that touch every pixel or element, run where their arrays live. The only importer of `rt._C`.
+"""The operators that touch every pixel or element, run where their arrays live. The only importer
+of `rt._C`.
 
-Arrays may come from NumPy, CuPy, torch or anything else with the buffer protocol, `__cuda_array_interface__`
-or DLPack; they are never copied. bfloat16 travels as uint16. On the host an operator uses `threads` threads
-(0: as many as cores) and its result does not depend on how many. On a device it is launched on `cuda_stream`
-(the handle, 0: the default stream) and not waited for; `out` must then be given, on the same device.
-An argument that does not fit is a `ValueError` with its name, what was got and what was expected.
+Arrays may come from NumPy, CuPy, torch or anything else with the buffer protocol,
+`__cuda_array_interface__` or DLPack; they are never copied. bfloat16 travels as uint16. On the host
+an operator uses `threads` threads (0: as many as cores) and its result does not depend on how many.
+On a device it is launched on `cuda_stream` (the handle, 0: the default stream) and not waited for;
+`out` must then be given, on the same device. An argument that does not fit is a `ValueError` with
+its name, what was got and what was expected.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 try:
-    from . import _C
+    import rt._C as _C
 except ImportError as error:
     raise ImportError(
-        f"rt._C is not built or does not load ({error}); run: pip install -e . (needs a C++20 compiler)"
+        f"rt._C is not built or does not load ({error}); "
+        "run: pip install -e . (needs a C++20 compiler)"
     ) from None
 
 Array: TypeAlias = NDArray[Any]
@@ -27,7 +30,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 def cuda_archs() -> str:
-    """Compute capabilities that the device code was compiled for, such as "80;90"; "" without any."""
+    """Compute capabilities that the device code was compiled for, such as "80;90"; or ""."""
     archs: str = _C.cuda_archs
     return archs
 
@@ -43,10 +46,10 @@ def frames_to_pixels(
 ) -> Array:
     """Frames to the model's pixels: resized, planar, in [-1, 1].
 
-    frames: T uint8 [H', W', 3], each in any strides and of its own size.
-    out: float32, float16 or bfloat16 [3, T, height, width]; made as float32 when absent.
-    An axis of equal size is taken exactly as `v / 127.5 - 1`, a longer one averaged over areas, a shorter
-    one interpolated linearly between half-pixel centres.
+    frames: T uint8 [H', W', 3], each in any strides and of its own size. out: float32, float16 or
+    bfloat16 [3, T, height, width]; made as float32 when absent. An axis of equal size is taken
+    exactly as `v / 127.5 - 1`, a longer one averaged over areas, a shorter one interpolated
+    linearly between half-pixel centres.
     """
     frames = list(frames)
     if out is None:
@@ -63,7 +66,8 @@ def frames_to_pixels(
 def pixels_to_frames(
     pixels: Array, out: Array | None = None, *, threads: int = 0, cuda_stream: int = 0
 ) -> Array:
-    """The model's pixels to frames: `(clamp(v, -1, 1) + 1) * 127.5`, to nearest with ties to even; NaN gives 0.
+    """The model's pixels to frames: `(clamp(v, -1, 1) + 1) * 127.5`, to nearest with ties to even;
+    NaN gives 0.
 
     pixels: float32, float16 or bfloat16 [3, T, H, W] in any strides. out: uint8 [T, H, W, 3].
     """
@@ -84,12 +88,13 @@ def optical_flow(
     *,
     threads: int = 0,
 ) -> Array:
-    """Dense motion from `prev` to `next`: what is at (x, y) in `prev` is at (x + u, y + v) in `next`.
+    """Dense motion from `prev` to `next`: what is at (x, y) in `prev` is at (x + u, y + v) in
+    `next`.
 
-    prev, next: uint8 [H, W, 3]. out: float32 [H, W, 2] = (u, v), pixels of this resolution, right and down.
-    Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016) with gain and offset of every patch
-    projected out, so a change of brightness is no motion. Equal pictures give exactly 0. "fast" works at the
-    resolution of `optical_flow_magnitude`.
+    prev, next: uint8 [H, W, 3]. out: float32 [H, W, 2] = (u, v), pixels of this resolution, right
+    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016) with gain and
+    offset of every patch projected out, so a change of brightness is no motion. Equal pictures give
+    exactly 0. "fast" works at the resolution of `optical_flow_magnitude`.
     """
     if out is None:
         shape = tuple(prev.shape)
@@ -106,8 +111,9 @@ def optical_flow_magnitude(
     """How far things move from each frame's predecessor to it, for the noise scale.
 
     frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first row is 0.
-    out: float32 [T, 5]: mean, median, 90th percentile (nearest rank) and maximum of the displacement in pixels
-    of the frames' resolution, and the share of pixels that move by more than half a pixel.
+    out: float32 [T, 5]: mean, median, 90th percentile (nearest rank) and maximum of the
+    displacement in pixels of the frames' resolution, and the share of pixels that move by more than
+    half a pixel.
     """
     frames = list(frames)
     if out is None:
@@ -119,10 +125,11 @@ def optical_flow_magnitude(
 def frame_difference(
     frames: Sequence[Array], last: Array | None, out: Array | None = None, *, threads: int = 0
 ) -> Array:
-    """RMS difference of each frame to its predecessor, pictures scaled to [-1, 1]: the reference's motion.
+    """RMS difference of each frame to its predecessor, pictures scaled to [-1, 1]: the reference's
+    motion.
 
-    frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first is 0.
-    out: float32 [T].
+    frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first is 0. out:
+    float32 [T].
     """
     frames = list(frames)
     if out is None:
@@ -146,12 +153,12 @@ def noise_control(
 ) -> Array:
     """From the motion of a chunk to its noise: (score, noise_scale, timestep, sigma), float32 [4].
 
-    scores: float32 [T], the chunk's motion per frame; score is their maximum. previous: the record of the
-    chunk before, read when `has_previous`. sigmas: float32 [1000], the model's schedule; its timesteps are
-    1000 sigma.
-    d = clip(score / reference, 0, 1); s = smoothing (s_max - (s_max - s_min) d) + (1 - smoothing) s_previous,
-    s_max without a previous chunk; timestep = int(1000 s) + timestep_offset, at least 1; sigma of the nearest
-    timestep of the table. (StreamDiffusionV2, arXiv 2511.07399: motion-aware noise controller.)
+    scores: float32 [T], the chunk's motion per frame; score is their maximum. previous: the record
+    of the chunk before, read when `has_previous`. sigmas: float32 [1000], the model's schedule; its
+    timesteps are 1000 sigma. d = clip(score / reference, 0, 1); s = smoothing (s_max - (s_max -
+    s_min) d) + (1 - smoothing) s_previous, s_max without a previous chunk; timestep = int(1000 s) +
+    timestep_offset, at least 1; sigma of the nearest timestep of the table. (StreamDiffusionV2,
+    arXiv 2511.07399: motion-aware noise controller.)
     """
     if out is None:
         out = np.empty(4, np.float32)
@@ -181,10 +188,11 @@ def mix_noise(
     threads: int = 0,
     cuda_stream: int = 0,
 ) -> Array:
-    """`s eps + (1 - s) latent`, s = control[1]; eps is the noise of step 0 of (seed, session, chunk).
+    """`s eps + (1 - s) latent`, s = control[1]; eps is the noise of step 0 of (seed, session,
+    chunk).
 
-    latent, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out may be latent.
-    control: float32 [4] of `noise_control`, where the latent is.
+    latent, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out may be
+    latent. control: float32 [4] of `noise_control`, where the latent is.
     """
     if out is None:
         out = np.empty(latent.shape, latent.dtype)
@@ -215,11 +223,12 @@ def renoise(
     threads: int = 0,
     cuda_stream: int = 0,
 ) -> Array:
-    """The clean latent `x0 = noisy - sigma velocity`, noised again: `(1 - sigma_next) x0 + sigma_next eps`.
+    """The clean latent `x0 = noisy - sigma velocity`, noised again: `(1 - sigma_next) x0 +
+    sigma_next eps`.
 
-    noisy, velocity, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out may be
-    either input. sigma, sigma_next: float32 [1], where the latent is. `step` >= 1 is the step being prepared;
-    sigma_next 0 gives x0 exactly.
+    noisy, velocity, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out
+    may be either input. sigma, sigma_next: float32 [1], where the latent is. `step` >= 1 is the
+    step being prepared; sigma_next 0 gives x0 exactly.
     """
     if out is None:
         out = np.empty(noisy.shape, noisy.dtype)
@@ -249,10 +258,11 @@ def philox_normal(
     out: Array | None = None,
     threads: int = 0,
 ) -> Array:
-    """The noise itself: standard normal, a function of (seed, session, chunk, step) and the element alone.
+    """The noise itself: standard normal, a function of (seed, session, chunk, step) and the element
+    alone.
 
-    Philox4x32-10 with key `seed` and counter (element // 4, chunk, step, session), then Box-Muller. out:
-    float32, float16 or bfloat16 of `shape` in any strides; made as float32 when absent.
+    Philox4x32-10 with key `seed` and counter (element // 4, chunk, step, session), then Box-Muller.
+    out: float32, float16 or bfloat16 of `shape` in any strides; made as float32 when absent.
     """
     if out is None:
         out = np.empty(tuple(shape), np.float32)
@@ -284,12 +294,14 @@ def refresh_sinks(
     positions: Literal["window", "absolute"],
     threads: int = 0,
 ) -> None:
-    """Captures, replaces and moves the pinned frames of every block and row, in place, before a pass.
+    """Captures, replaces and moves the pinned frames of every block and row, in place, before a
+    pass.
 
-    k_ring, v_ring: float32 [blocks, B, heads, window * S, head_dim], S = tokens_per_frame; sink_time: float32
-    [blocks, B, heads, sinks * S, 2 * time pairs]; sink_index: int64 [blocks, B, sinks], -1 is none. Outer
-    strides are free. last, query: int64 [B], the latent frame that each row wrote last (-1: none) and the one
-    that it is about to run. The law is in docs/interfaces.md, "Ring and sinks".
+    k_ring, v_ring: float32 [blocks, B, heads, window * S, head_dim], S = tokens_per_frame;
+    sink_time: float32 [blocks, B, heads, sinks * S, 2 * time pairs]; sink_index: int64 [blocks, B,
+    sinks], -1 is none. Outer strides are free. last, query: int64 [B], the latent frame that each
+    row wrote last (-1: none) and the one that it is about to run. The law is in docs/interfaces.md,
+    "Ring and sinks".
     """
     _C.refresh_sinks(
         k_ring,

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The operator tests against a host build under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Usage: [PYTHON=...] csrc/sanitize.sh [pytest options]; exits non-zero on a finding or a failed test.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+build=build/sanitize
+mkdir -p "$build/lib/rt"
+SDRT_SANITIZE=1 "$python" setup.py -q build_ext --build-lib "$build/lib" --build-temp "$build/temp"
+# A package of this build and the wrappers alone, so that what is tested is surely the build above.
+cp python/rt/ops.py "$build/lib/rt/ops.py"
+: >"$build/lib/rt/__init__.py"
+# Python's own allocator hides overruns of arrays, and Python itself leaks at exit.
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+    PYTHONMALLOC=malloc PYTHONPATH="$build/lib" \
+    "$python" -m pytest --noconftest -p no:cacheprovider tests/csrc "$@"

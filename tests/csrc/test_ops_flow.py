@@ -1,0 +1,138 @@
+"""optical_flow and optical_flow_magnitude on pairs with known motion, beside OpenCV's DIS flow."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from skimage import data
+
+from rt import ops
+
+Frame = NDArray[np.uint8]
+
+
+def photo(height: int, width: int, name: str = "astronaut") -> Frame:
+    made = cv2.resize(getattr(data, name)(), (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(made, np.uint8)
+
+
+def moved(frame: Frame, dx: float, dy: float) -> Frame:
+    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
+    size = (frame.shape[1], frame.shape[0])
+    made = cv2.warpAffine(frame, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(made, np.uint8)
+
+
+def median_error(flow: NDArray[np.float32], dx: float, dy: float) -> float:
+    return float(np.median(np.hypot(flow[..., 0] - dx, flow[..., 1] - dy)))
+
+
+def dis_flow(prev: Frame, next: Frame, preset: int) -> NDArray[np.float32]:
+    grey = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in (prev, next)]
+    flow = cv2.DISOpticalFlow_create(preset).calc(grey[0], grey[1], None)
+    return np.asarray(flow, np.float32)
+
+
+@pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea"])
+def test_translations_are_found_about_as_well_as_by_dis(name: str) -> None:
+    frame = photo(240, 416, name)
+    motions = [(0.5, 0.0), (0.0, 1.0), (2.0, 1.0), (-3.0, 4.0), (8.0, -4.0), (16.0, 5.0)]
+    ours, fast, theirs = [], [], []
+    for dx, dy in motions:
+        other = moved(frame, dx, dy)
+        ours.append(median_error(ops.optical_flow(frame, other), dx, dy))
+        fast.append(median_error(ops.optical_flow(frame, other, "fast"), dx, dy))
+        theirs.append(
+            median_error(dis_flow(frame, other, cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST), dx, dy)
+        )
+    assert np.mean(fast) <= max(1.25 * np.mean(theirs), 0.3)
+    assert np.mean(ours) <= max(1.25 * np.mean(theirs), 0.15)
+
+
+@pytest.mark.parametrize("gain", [0.8, 1.2])
+def test_brightness_is_no_motion(gain: float) -> None:
+    frame = (photo(240, 416) * 0.8).astype(np.uint8)
+    other = np.round(frame * gain).astype(np.uint8)
+    mean, median, p90, _, moving = ops.optical_flow_magnitude([other], frame)[0]
+    assert mean < 0.1
+    assert median < 0.1
+    assert p90 < 0.1
+    assert moving < 0.01
+    assert np.median(np.linalg.norm(dis_flow(frame, other, 0), axis=2)) > mean
+
+
+def test_brightness_does_not_hide_motion() -> None:
+    frame = (photo(240, 416) * 0.8).astype(np.uint8)
+    other = np.round(moved(frame, 6, -3) * 1.2).astype(np.uint8)
+    assert median_error(ops.optical_flow(frame, other), 6, -3) < 0.15
+
+
+@given(st.integers(1, 70), st.integers(1, 90), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_equal_pictures_do_not_move(height: int, width: int, threads: int) -> None:
+    frame = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    for quality in ("accurate", "fast"):
+        assert not ops.optical_flow(frame, frame.copy(), quality, threads=threads).any()
+    assert not ops.optical_flow_magnitude([frame, frame.copy()], frame).any()
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 9), st.sampled_from([-1, 1]))
+@settings(max_examples=40, deadline=None)
+def test_any_size_and_stride_gives_the_same_as_a_copy(
+    height: int, width: int, seed: int, step: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 256, (2, height, width, 3), np.uint8)[:, ::step, :, ::step]
+    flow = ops.optical_flow(a, b, threads=1)
+    assert np.isfinite(flow).all()
+    np.testing.assert_array_equal(flow, ops.optical_flow(a.copy(), b.copy(), threads=3))
+    out = np.empty((width, height, 2), np.float32).transpose(1, 0, 2)
+    np.testing.assert_array_equal(flow, ops.optical_flow(a, b, out=out))
+
+
+def test_result_does_not_depend_on_threads() -> None:
+    frames = [moved(photo(480, 832), 3 * k, k) for k in range(4)]
+    one = ops.optical_flow_magnitude(frames[1:], frames[0], threads=1)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(
+            one, ops.optical_flow_magnitude(frames[1:], frames[0], threads=threads)
+        )
+
+
+def test_magnitude_describes_the_fast_field() -> None:
+    frame = photo(128, 160)
+    other = moved(frame, 4, 3)
+    row = ops.optical_flow_magnitude([other], frame)[0]
+    lengths = np.linalg.norm(ops.optical_flow(frame, other, "fast"), axis=2)
+    # 128 x 160 is worked at full resolution, so nothing lies between field and statistics.
+    np.testing.assert_allclose(row[0], lengths.mean(), rtol=1e-5)
+    np.testing.assert_allclose(row[1], np.quantile(lengths, 0.5, method="inverted_cdf"), rtol=1e-6)
+    np.testing.assert_allclose(row[2], np.quantile(lengths, 0.9, method="inverted_cdf"), rtol=1e-6)
+    np.testing.assert_allclose(row[3], lengths.max(), rtol=1e-6)
+    np.testing.assert_allclose(row[4], (lengths > 0.5).mean(), atol=1e-6)
+    assert abs(row[1] - 5) < 0.3
+
+
+def test_the_first_frame_without_predecessor_is_zero() -> None:
+    frames = [photo(64, 64), moved(photo(64, 64), 2, 0)]
+    rows = ops.optical_flow_magnitude(frames, None)
+    assert not rows[0].any()
+    np.testing.assert_array_equal(rows[1:], ops.optical_flow_magnitude(frames[1:], frames[0]))
+
+
+def test_bad_arguments_are_named() -> None:
+    frame = photo(32, 32)
+    with pytest.raises(ValueError, match=r"^next: got uint8 \[31, 32, 3\], expected shape"):
+        ops.optical_flow(frame, frame[1:])
+    with pytest.raises(ValueError, match=r"^prev: got float32"):
+        ops.optical_flow(frame.astype(np.float32), frame)
+    with pytest.raises(ValueError, match=r'^quality: got "best", expected "accurate" or "fast"'):
+        ops.optical_flow(frame, frame, "best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^out: got float32 \[1, 4\], expected shape \[1, 5\]"):
+        ops.optical_flow_magnitude([frame], frame, np.empty((1, 4), np.float32))
+    with pytest.raises(ValueError, match=r"^frames\[1\]: got uint8 \[31, 32, 3\]"):
+        ops.optical_flow_magnitude([frame, frame[1:]], frame)
