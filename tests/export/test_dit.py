@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal, Self, get_args
 
 import numpy as np
 import onnxruntime
@@ -21,13 +22,15 @@ from export.models.presets import DitConfig
 from export.models.ring import ring_attention, ring_write
 from export.onnx import PREFIX, export_graph, lower_for_onnxruntime
 from export.random_weights import random_dit
+from rt import ops
 
 TOLERANCE = 1e-4
 CHUNKS = 40
 HEIGHT, WIDTH = 4, 6
 TOKENS = HEIGHT * WIDTH // 4
 WINDOWS = [(6, 3), (6, 0), (5, 4), (3, 1), (1, 0)]
-POSITIONS = ["absolute", "window"]
+Positions = Literal["absolute", "window"]
+POSITIONS = get_args(Positions)
 
 
 def config_of(head_dim: int, blocks: int = 2) -> DitConfig:
@@ -63,48 +66,67 @@ def rope_time(dit: Dit, positions: Tensor) -> Tensor:
 
 
 def slot(index: int, window: int, sinks: int) -> int:
-    """DESIGN section 5."""
+    """Where frame `index` is written."""
     return index if index < window else sinks + (index - sinks) % (window - sinks)
 
 
 @dataclass
 class Rings:
-    """Rings of all blocks for some rows, and the un-rotated time channels of their sinks."""
+    """Rings of all blocks for some rows, with the un-rotated time channels of their sinks."""
 
     dit: Dit
     window: int
     sinks: int
-    positions: str
-    k: list[Tensor]
-    v: list[Tensor]
-    time: list[Tensor]
+    positions: Positions
+    k: Tensor
+    v: Tensor
+    time: Tensor
+    index: Tensor
 
-    @staticmethod
-    def empty(dit: Dit, rows: int, window: int, sinks: int, positions: str) -> Rings:
+    @classmethod
+    def empty(cls, dit: Dit, rows: int, window: int, sinks: int, positions: Positions) -> Self:
         c = dit.config
-        shape = (rows, c.heads, window * TOKENS, c.head_dim)
-        side = (rows, c.heads, sinks * TOKENS, 2 * c.rope_pairs[0])
-        tensors = [[torch.zeros(s) for _ in range(c.blocks)] for s in (shape, shape, side)]
-        return Rings(dit, window, sinks, positions, *tensors)
+        ring = (c.blocks, rows, c.heads, window * TOKENS, c.head_dim)
+        side = (c.blocks, rows, c.heads, sinks * TOKENS, 2 * c.rope_pairs[0])
+        index = torch.full((c.blocks, rows, sinks), -1)
+        tensors = torch.zeros(ring), torch.zeros(ring), torch.zeros(side), index
+        return cls(dit, window, sinks, positions, *tensors)
 
     def refresh(self, row: int, query: int) -> None:
         """Steps 1 and 3 of docs/interfaces.md "Ring and sinks", after frame `query - 1`."""
-        last = query - 1
-        for k, time in zip(self.k, self.time, strict=True):
-            channels = time.shape[-1]
-            if 0 <= last < self.sinks:
-                place = slice(last * TOKENS, (last + 1) * TOKENS)
-                time[row, :, place] = self.turned(k[row, :, place, :channels], -last)
-            if self.positions == "window" and query >= self.window:
-                for sink in range(self.sinks):
-                    place = slice(sink * TOKENS, (sink + 1) * TOKENS)
-                    position = query - (self.window - 1) + sink
-                    k[row, :, place, :channels] = self.turned(time[row, :, place], position)
+        last, channels = query - 1, self.time.shape[-1]
+        keys = self.k[:, row, ..., :channels]
+        if 0 <= last < self.sinks:
+            place = slice(last * TOKENS, (last + 1) * TOKENS)
+            self.time[:, row, :, place] = self.turned(keys[:, :, place], -last)
+        if self.positions == "window" and query >= self.window:
+            for sink in range(self.sinks):
+                place = slice(sink * TOKENS, (sink + 1) * TOKENS)
+                position = query - (self.window - 1) + sink
+                keys[:, :, place] = self.turned(self.time[:, row, :, place], position)
 
     def turned(self, x: Tensor, position: int) -> Tensor:
-        """Time channels [N, S, 2P] rotated by `position`."""
+        """Time channels [blocks, N, S, 2P] rotated by `position`."""
         rope = rope_time(self.dit, torch.tensor([position]))[:, :, None].expand(-1, -1, TOKENS, -1)
-        return rotate(x[None], rope)[0]
+        return rotate(x, rope)
+
+
+class RingsOfRuntime(Rings):
+    """The same, with the runtime's operator."""
+
+    def refresh(self, row: int, query: int) -> None:
+        one = slice(row, row + 1)
+        ops.refresh_sinks(
+            *(t[:, one].numpy() for t in (self.k, self.v, self.time, self.index)),
+            np.array([query - 1]),
+            np.array([query]),
+            window=self.window,
+            sinks=self.sinks,
+            tokens_per_frame=TOKENS,
+            theta=self.dit.config.rope_theta,
+            threshold=None,
+            positions=self.positions,
+        )
 
 
 def run_pass(
@@ -164,14 +186,14 @@ def seen(index: int, window: int, sinks: int) -> list[int]:
     return sorted({*range(min(sinks, index + 1)), *range(first, index + 1)})
 
 
-def key_position(query: int, key: int, window: int, sinks: int, positions: str) -> int:
-    """Where query frame `query`, itself at `query`, sees frame `key` (DESIGN section 5)."""
+def key_position(query: int, key: int, window: int, sinks: int, positions: Positions) -> int:
+    """Where frame `query`, itself at `query`, sees frame `key`: rolling as it is, sinks moved."""
     if positions == "window" and key < sinks:
         return query - (min(query, window - 1) - key)
     return key
 
 
-def whole(dit: Dit, video: Video, window: int, sinks: int, positions: str) -> Tensor:
+def whole(dit: Dit, video: Video, window: int, sinks: int, positions: Positions) -> Tensor:
     """The oracle: every layer once over all frames, each query rotating raw keys for itself."""
     frames = len(video.noisy)
     x, modulation, head_modulation, _ = dit.dit_in(
@@ -259,9 +281,21 @@ def test_empty_window_equals_diffusers(head_dim: int, index: int) -> None:
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize(("window", "sinks"), WINDOWS)
-def test_stream_equals_one_pass(streamed: Dit, window: int, sinks: int, positions: str) -> None:
+def test_stream_equals_one_pass(
+    streamed: Dit, window: int, sinks: int, positions: Positions
+) -> None:
     video = Video.random(streamed, seed=window * 10 + sinks)
     got = video.stream(Rings.empty(streamed, 1, window, sinks, positions))
+    assert worst(got, whole(streamed, video, window, sinks, positions)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("window", "sinks"), [(6, 3), (5, 4), (3, 1)])
+def test_stream_with_the_operator_equals_one_pass(
+    streamed: Dit, window: int, sinks: int, positions: Positions
+) -> None:
+    video = Video.random(streamed, seed=8)
+    got = video.stream(RingsOfRuntime.empty(streamed, 1, window, sinks, positions))
     assert worst(got, whole(streamed, video, window, sinks, positions)) <= TOLERANCE
 
 
@@ -280,7 +314,7 @@ def test_hidden_slots_may_hold_any_finite_number(streamed: Dit, size: float) -> 
     video = Video.random(streamed, seed=4, frames=8)
     clean, dirty = (Rings.empty(streamed, 1, 6, 3, "window") for _ in range(2))
     g = torch.Generator().manual_seed(0)
-    for ring in (*dirty.k, *dirty.v):
+    for ring in (dirty.k, dirty.v):
         ring.copy_(torch.randn(ring.shape, generator=g) * size)
     assert torch.equal(video.stream(dirty), video.stream(clean))
 
@@ -296,8 +330,7 @@ def test_rows_of_a_batch_are_independent(streamed: Dit) -> None:
         first = videos[0]
         run_pass(ahead, first.noisy[i : i + 1], first.timestep[i : i + 1], first.prompt, [i])
     for batched, single in ((both.k, ahead.k), (both.v, ahead.v), (both.time, ahead.time)):
-        for target, source in zip(batched, single, strict=True):
-            target[0] = source[0]
+        batched[:, 0] = single[:, 0]
     for i in range(14 - lead):
         indices = [i + lead, i]
         noisy = torch.stack([v.noisy[j] for v, j in zip(videos, indices, strict=True)])
