@@ -88,13 +88,12 @@ def export_graph(
             opset_version=OPSET,
             optimize=False,
             verbose=False,
-            input_names=list(inputs),
-            output_names=list(outputs),
             dynamic_shapes=dynamic,
         )
         assert program is not None
         _weights_to_inputs(program.model, set(positional.state_dict()))
         _simplify(program.model)
+        _name(program.model, inputs, outputs)
         model = program.model_proto
     _drop_unused(model, may_ignore)
     _strip(model)
@@ -231,6 +230,16 @@ def _simplify(model: onnx_ir.Model) -> None:
     optimizer.optimize_ir(model, num_iterations=3, onnx_shape_inference=True)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _name(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Name the bindings. A result that is an input or another result becomes its own value."""
+    from onnx_ir.passes import common
+
+    common.OutputFixPass()(model)
+    named = [*zip(model.graph.inputs, inputs, strict=False)]  # weights come after
+    for value, name in (*named, *zip(model.graph.outputs, outputs, strict=True)):
+        value.name = name
 
 
 def _drop_unused(model: onnx.ModelProto, may_ignore: Collection[str]) -> None:
