@@ -1,6 +1,8 @@
-"""Dimensions of the supported models, and nothing else. The constants of sampling are in `Sampling`.
+"""Dimensions of the supported models, and nothing else. The constants of sampling are in
+`Sampling`.
 
-Sources: the published Wan 2.1 configurations; StreamDiffusionV2's released code for the sampling constants.
+Sources: the published Wan 2.1 configurations; StreamDiffusionV2's released code for the sampling
+constants.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class VaeConfig:
 
 @dataclass(frozen=True, slots=True)
 class TaehvConfig:
-    """TAEHV: a small stand-in for the VAE, 8x in space and 4x in time. Per level: stride in space, pooling in time."""
+    """TAEHV: a small stand-in for the VAE, 8x in space and 4x in time. Per level: stride in space,
+    pooling in time.
+    """
 
     encoder_widths: tuple[int, int, int] = (64, 64, 64)
     encoder_blocks: tuple[int, int, int] = (3, 3, 3)
@@ -74,7 +78,9 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What belongs to the trained weights: the schedule, the window and the range of the noise scale."""
+    """What belongs to the trained weights: the schedule, the window and the range of the noise
+    scale.
+    """
 
     timesteps: tuple[int, ...] = (700, 500, 400, 200)
     default_steps: int = 2
@@ -89,7 +95,9 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A whole model: the DiT, one VAE (Wan's or a TAEHV), the text encoder, and its sampling constants."""
+    """A whole model: the DiT, one VAE (Wan's or a TAEHV), the text encoder, and its sampling
+    constants.
+    """
 
     name: str
     dit: DitConfig
@@ -101,10 +109,18 @@ class ModelConfig:
 PRESETS = {
     "tiny": ModelConfig(
         "tiny",
-        DitConfig(width=256, ffn=1024, heads=4, blocks=6, text_length=32, text_width=64, head_dim=64),
+        DitConfig(
+            width=256, ffn=1024, heads=4, blocks=6, text_length=32, text_width=64, head_dim=64
+        ),
         TaehvConfig(
-            encoder_widths=(32, 64, 64), encoder_blocks=(1, 1, 2), encoder_time=(2, 2, 1), encoder_stride=(1, 2, 2),
-            decoder_widths=(96, 64, 32, 32), decoder_blocks=(2, 2, 1), decoder_time=(1, 2, 2), decoder_scale=(2, 2, 1),
+            encoder_widths=(32, 64, 64),
+            encoder_blocks=(1, 1, 2),
+            encoder_time=(2, 2, 1),
+            encoder_stride=(1, 2, 2),
+            decoder_widths=(96, 64, 32, 32),
+            decoder_blocks=(2, 2, 1),
+            decoder_time=(1, 2, 2),
+            decoder_scale=(2, 2, 1),
             patch=2,
         ),
         TextConfig(width=64, ffn=128, heads=2, head_dim=32, blocks=1, vocabulary=1024),
@@ -113,11 +129,15 @@ PRESETS = {
     "wan-1.3b": ModelConfig(
         "wan-1.3b",
         DitConfig(width=1536, ffn=8960, heads=12, blocks=30, text_length=512, text_width=4096),
-        VaeConfig(), TextConfig(), Sampling(),
+        VaeConfig(),
+        TextConfig(),
+        Sampling(),
     ),
     "wan-14b": ModelConfig(
         "wan-14b",
         DitConfig(width=5120, ffn=13824, heads=40, blocks=40, text_length=512, text_width=4096),
-        VaeConfig(), TextConfig(), Sampling(),
+        VaeConfig(),
+        TextConfig(),
+        Sampling(),
     ),
 }

@@ -1,6 +1,7 @@
 """Devices by name, and the arrays on them. Which device runs what is decided by `placement`.
 
-A logical device may share hardware with another: `cpu:0,cpu:1` are two shares of the processor's cores.
+A logical device may share hardware with another: `cpu:0,cpu:1` are two shares of the processor's
+cores.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ def resolve(devices: str | Sequence[str]) -> tuple[Device, ...]:
 
     Raises ConfigError for a name that is not a device, or a device that is not there.
     """
-    names = ["cpu"] if devices == "auto" else devices.split(",") if isinstance(devices, str) else list(devices)
+    names = (
+        ["cpu"]
+        if devices == "auto"
+        else devices.split(",")
+        if isinstance(devices, str)
+        else list(devices)
+    )
     if not names:
         raise ConfigError("devices: got none, expected names like cpu:0 (or auto)")
     parsed = [_parse(name.strip()) for name in names]
@@ -55,10 +62,14 @@ def resolve(devices: str | Sequence[str]) -> tuple[Device, ...]:
 def _parse(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", name)
     if match is None:
-        raise ConfigError(f"devices: got {name!r}, expected cpu, cpu:N or cuda:N, separated by commas")
+        raise ConfigError(
+            f"devices: got {name!r}, expected cpu, cpu:N or cuda:N, separated by commas"
+        )
     kind, index = match[1], int(match[2] or 0)
     if kind == "cuda":
-        raise ConfigError(f"devices: got {name!r}, but {gpu_report()}; use --devices cpu (or cpu:0,cpu:1)")
+        raise ConfigError(
+            f"devices: got {name!r}, but {gpu_report()}; use --devices cpu (or cpu:0,cpu:1)"
+        )
     return kind, index
 
 
@@ -70,8 +81,12 @@ def gpu_report() -> str:
 
 
 def gpus(count: int) -> tuple[str, ...]:
-    """Names of the first `count` GPUs. Raises ConfigError that says what is there and what would work."""
+    """Names of the first `count` GPUs. Raises ConfigError that says what is there and what would
+    work.
+    """
     if count < 1:
-        raise ConfigError(f"gpus: got {count}, expected at least 1; leave it out to use the processor")
+        raise ConfigError(
+            f"gpus: got {count}, expected at least 1; leave it out to use the processor"
+        )
     several = ",".join(f"cpu:{i}" for i in range(min(count, cores())))
     raise ConfigError(f"gpus: got {count}, but {gpu_report()}; use --devices {several} instead")

@@ -1,7 +1,7 @@
 """The one exception tree of the runtime. `Error.exit_code` is what a command line returns for it.
 
-A user's mistake raises one of these at the edge, in one line: what was got, what was expected, what to do.
-A broken invariant is an `assert`, never one of these.
+A user's mistake raises one of these at the edge, in one line: what was got, what was expected, what
+to do. A broken invariant is an `assert`, never one of these.
 """
 
 
@@ -22,7 +22,7 @@ class EngineMissing(Error):
 
 
 class EngineMismatch(Error):
-    """An engine exists but does not fit: corrupt, or built for another library, device or geometry."""
+    """An engine that does not fit: corrupt, or built for another library, device or geometry."""
 
 
 class CheckpointError(Error):

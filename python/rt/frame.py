@@ -17,7 +17,9 @@ Phase = Literal["first", "step"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture. `rgb` is uint8 [H, W, 3] in any strides; `captured_ns` is `time.perf_counter_ns()` at its arrival."""
+    """One picture. `rgb` is uint8 [H, W, 3] in any strides; `captured_ns` is
+    `time.perf_counter_ns()` at its arrival.
+    """
 
     rgb: NDArray[np.uint8]
     index: int
@@ -29,10 +31,11 @@ class Frame:
 class Chunk:
     """The unit of work: the frames that become one latent frame.
 
-    `index` counts the latent frames of one session from 0 without gaps. `frames` holds what arrived (1 for phase
-    `first`, up to 4 for `step`); a short last chunk is padded by repeating its last frame when it runs, and the
-    padding is never emitted. `continues` is False when the picture before this chunk is no predecessor (start of the
-    stream, or a gap in the source): motion is then 0 and the noise scale the highest.
+    `index` counts the latent frames of one session from 0 without gaps. `frames` holds what arrived
+    (1 for phase `first`, up to 4 for `step`); a short last chunk is padded by repeating its last
+    frame when it runs, and the padding is never emitted. `continues` is False when the picture
+    before this chunk is no predecessor (start of the stream, or a gap in the source): motion is
+    then 0 and the noise scale the highest.
     """
 
     session: int
@@ -44,9 +47,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One pass of one chunk. `step` is the denoising step; encoding is step -1, decoding step `steps`.
+    """One pass of one chunk. `step` is the denoising step; encoding is step -1, decoding step
+    `steps`.
 
-    `row` = seat * rows per seat + step is where a denoising step finds its rings; it means nothing otherwise.
+    `row` = seat * rows per seat + step is where a denoising step finds its rings; it means nothing
+    otherwise.
     """
 
     session: int

@@ -1,6 +1,8 @@
-"""A lane: the consecutive units of one kind of pass on one stage, bound once over fixed arrays, then only launched.
+"""A lane: the consecutive units of one kind of pass on one stage, bound once over fixed arrays,
+then only launched.
 
-Beside it the arrays around a lane: scratch for values within a pass, the inbox for values from the stage before.
+Beside it the arrays around a lane: scratch for values within a pass, the inbox for values from the
+stage before.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ HANDOVER_PLACES = 3
 
 
 class Scratch:
-    """Arrays for values that live within one pass. A stage runs one pass at a time, so all its lanes share them."""
+    """Arrays for values that live within one pass. A stage runs one pass at a time, so all its
+    lanes share them.
+    """
 
     def __init__(self, device: Device, max_batch: int) -> None:
         self._device = device
@@ -33,7 +37,9 @@ class Scratch:
         self._arrays: dict[tuple[str, str, int], Array] = {}
 
     def array(self, binding: Binding, phase: str, copy: int, batch: int) -> Array:
-        """`copy` 0 or 1 tells two arrays of one tensor apart: a unit may read one and write the other."""
+        """`copy` 0 or 1 tells two arrays of one tensor apart: a unit may read one and write the
+        other.
+        """
         key = (binding.tensor, phase, copy)
         if key not in self._arrays:
             shape = [self._max_batch if d == "B" else d for d in binding.shape]
@@ -44,7 +50,9 @@ class Scratch:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Launches in order, with the number of the unit that each belongs to, and the values that leave the lane."""
+    """Launches in order, with the number of the unit that each belongs to, and the values that
+    leave the lane.
+    """
 
     launches: tuple[tuple[int, Launch], ...]
     values: Mapping[str, Array]
@@ -63,7 +71,8 @@ class Lane:
 class Inbox:
     """Values handed over by the stage before, copied into arrays that were allocated at load.
 
-    `arrays` are the ones that the launches read. The scheduler bounds how many passes are handed over.
+    `arrays` are the ones that the launches read. The scheduler bounds how many passes are handed
+    over.
     """
 
     def __init__(self, device: Device, arrays: Mapping[str, Array]) -> None:
@@ -102,7 +111,9 @@ def build(
     scratch: Scratch,
     batch: int = 1,
 ) -> Lane:
-    """Bind `units` (number, unit, engine) in order. `given` are the values from outside, by tensor name."""
+    """Bind `units` (number, unit, engine) in order. `given` are the values from outside, by tensor
+    name.
+    """
     values: dict[str, Array] = dict(given)
     copies: dict[str, int] = {}
     launches: list[tuple[int, Launch]] = []
@@ -121,7 +132,9 @@ def build(
 
 
 def crossing(before: Sequence[Unit], after: Sequence[Unit], phase: str) -> tuple[Binding, ...]:
-    """What `before` gives and `after` still needs: the values that cross a cut of the chain between them."""
+    """What `before` gives and `after` still needs: the values that cross a cut of the chain between
+    them.
+    """
     given = {b.tensor: b for unit in before for b in unit.plans[phase].outputs}
     crossed: dict[str, Binding] = {}
     made: set[str] = set()

@@ -1,6 +1,8 @@
-"""The contract between exporter and runtime: the records of `manifest.json`, read, checked and written here.
+"""The contract between exporter and runtime: the records of `manifest.json`, read, checked and
+written here.
 
-A directory that does not match its manifest never loads; what differs is named. The manifest is immutable once written.
+A directory that does not match its manifest never loads; what differs is named. The manifest is
+immutable once written.
 """
 
 from __future__ import annotations
@@ -20,15 +22,19 @@ SCHEMA = 1
 FILE_NAME = "manifest.json"
 
 Dimension = int | Literal["B"]
-UnitKind = Literal["text", "prompt_in", "prompt_kv", "encode", "dit_in", "block", "dit_out", "decode"]
+UnitKind = Literal[
+    "text", "prompt_in", "prompt_kv", "encode", "dit_in", "block", "dit_out", "decode"
+]
 StateMode = Literal["alias", "ping-pong"]
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One input or output of a plan. `name` is the engine's binding, `tensor` the value of the chain that it carries.
+    """One input or output of a plan. `name` is the engine's binding, `tensor` the value of the
+    chain that it carries.
 
-    A dimension "B" is the number of rows in the batch. `tensor` of an output is what later units read.
+    A dimension "B" is the number of rows in the batch. `tensor` of an output is what later units
+    read.
     """
 
     name: str
@@ -41,8 +47,9 @@ class Binding:
 class StateBinding:
     """What a seat keeps between chunks: an input and an output binding of equal dtype and shape.
 
-    mode "alias": one buffer bound to both, updated in place (rings; shape starts with "B", one entry per row).
-    mode "ping-pong": two buffers that swap after each run (feature caches of the VAE). Both start as zeros.
+    mode "alias": one buffer bound to both, updated in place (rings; shape starts with "B", one
+    entry per row). mode "ping-pong": two buffers that swap after each run (feature caches of the
+    VAE). Both start as zeros.
     """
 
     input: str
@@ -69,9 +76,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The smallest piece of the model that is its own engine. `plans` has "step", and "first" too for VAE units.
+    """The smallest piece of the model that is its own engine. `plans` has "step", and "first" too
+    for VAE units.
 
-    `index` is the block number for kinds "block" and "prompt_kv", else the position among units of its kind.
+    `index` is the block number for kinds "block" and "prompt_kv", else the position among units of
+    its kind.
     """
 
     name: str
@@ -95,7 +104,9 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Shape of the rings and the rotary embedding. `rope_time_pairs` leading complex pairs of a head rotate with time."""
+    """Shape of the rings and the rotary embedding. `rope_time_pairs` leading complex pairs of a
+    head rotate with time.
+    """
 
     blocks: int
     heads: int
@@ -106,7 +117,9 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Latent frames that attention sees, of which the first `sinks` are pinned; a sink is replaced below `sink_threshold`."""
+    """Latent frames that attention sees, of which the first `sinks` are pinned; a sink is replaced
+    below `sink_threshold`.
+    """
 
     frames: int
     sinks: int
@@ -115,7 +128,9 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Schedule and range of the noise, which belong to the trained weights (REFERENCE: constants of the Wan presets)."""
+    """Schedule and range of the noise, which belong to the trained weights (REFERENCE: constants of
+    the Wan presets).
+    """
 
     timesteps: tuple[int, ...]
     default_steps: int
@@ -128,7 +143,9 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Prompt side: padded length in tokens, width of an embedding, tokenizer file (None: embeddings only)."""
+    """Prompt side: padded length in tokens, width of an embedding, tokenizer file (None: embeddings
+    only).
+    """
 
     length: int
     width: int
@@ -147,7 +164,9 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Identity card of `engines/<name>/`. `key` hashes everything that decides whether the plans are valid."""
+    """Identity card of `engines/<name>/`. `key` hashes everything that decides whether the plans
+    are valid.
+    """
 
     schema: int
     name: str
@@ -171,10 +190,12 @@ class Manifest:
 
     def rebuild_command(self) -> str:
         """The command that makes this directory again."""
-        g = self.geometry
+        g, w = self.geometry, self.window
         return (
-            f"python -m export build-engines --model {self.model} --backend {self.backend} "
-            f"--height {g.height} --width {g.width} --precision {self.precision}"
+            f"python -m export build-engines --model {self.model} --name {self.name} "
+            f"--backend {self.backend} --precision {self.precision} "
+            f"--height {g.height} --width {g.width} --max-batch {self.max_batch} "
+            f"--window {w.frames} --sinks {w.sinks}"
         )
 
 
@@ -185,22 +206,29 @@ def sha256_of(path: Path) -> str:
 
 
 def read(directory: Path) -> Manifest:
-    """Parse and type-check `directory/manifest.json`; the plans themselves are checked by `check_files`.
+    """Parse and type-check `directory/manifest.json`; the plans themselves are checked by
+    `check_files`.
 
-    Raises EngineMissing without one, EngineMismatch for one that cannot be read or has another schema.
+    Raises EngineMissing without one, EngineMismatch for one that cannot be read or has another
+    schema.
     """
     path = directory / FILE_NAME
     if not path.is_file():
         raise EngineMissing(
-            f"no engine at {directory} (no {FILE_NAME}); build one: python -m export build-engines --model tiny"
+            f"no engine at {directory} (no {FILE_NAME}); "
+            "build one: python -m export build-engines --model tiny"
         )
     try:
         data = json.loads(path.read_text())
         schema = data["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise EngineMismatch(f"{path} is not a manifest ({error}); build the engine again") from None
+        raise EngineMismatch(
+            f"{path} is not a manifest ({error}); build the engine again"
+        ) from None
     if schema != SCHEMA:
-        raise EngineMismatch(f"{path} has schema {schema}, this version reads {SCHEMA}; build the engine again")
+        raise EngineMismatch(
+            f"{path} has schema {schema}, this version reads {SCHEMA}; build the engine again"
+        )
     try:
         manifest: Manifest = _decode(Manifest, data, "manifest")
     except (KeyError, TypeError, ValueError) as error:
@@ -209,15 +237,19 @@ def read(directory: Path) -> Manifest:
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Write `manifest.json`. The caller has made `directory` the staging place of an atomic build."""
+    """Write `manifest.json`. `directory` is the staging place of an atomic build."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=False)
     (directory / FILE_NAME).write_text(text + "\n")
 
 
 def check_files(manifest: Manifest, directory: Path) -> None:
-    """Compare every file with its recorded sha256. Raises EngineMismatch naming the first that differs."""
+    """Compare every file with its recorded sha256. Raises EngineMismatch naming the first that
+    differs.
+    """
     expected = [(w.file, w.sha256) for w in manifest.weights]
-    expected += [(p.file, p.sha256) for u in (*manifest.prompt, *manifest.chain) for p in u.plans.values()]
+    expected += [
+        (p.file, p.sha256) for u in (*manifest.prompt, *manifest.chain) for p in u.plans.values()
+    ]
     if manifest.text.tokenizer is not None and manifest.text.tokenizer_sha256 is not None:
         expected.append((manifest.text.tokenizer, manifest.text.tokenizer_sha256))
     for name, digest in dict(expected).items():
@@ -239,7 +271,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict) or set(value) != set(hints):
             got = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise ValueError(f"{where}: got {got}, expected fields {sorted(hints)}")
-        return kind(**{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()})
+        return kind(
+            **{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+        )
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is tuple:
         if not isinstance(value, list):

@@ -1,7 +1,7 @@
 """A pipeline: loaded engines on devices, with seats for sessions, and one worker thread per stage.
 
-It carries the scheduler's decisions out and refuses to make any. One condition guards scheduler, seats and sessions;
-stages run outside of it.
+It carries the scheduler's decisions out and refuses to make any. One condition guards scheduler,
+seats and sessions; stages run outside of it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,18 @@ from .scheduler import Kind, Routes, Scheduler, Task
 from .session import Session
 from .stage import DIT_KINDS, Stage, Wires, Work
 
-_UNITS_OF: dict[Kind, tuple[str, ...]] = {"encode": ("encode",), "denoise": DIT_KINDS, "decode": ("decode",)}
+_UNITS_OF: dict[Kind, tuple[str, ...]] = {
+    "encode": ("encode",),
+    "denoise": DIT_KINDS,
+    "decode": ("decode",),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One line of the placement: a device and the units that run on it, with the time spent since load."""
+    """One line of the placement: a device and the units that run on it, with the time spent since
+    load.
+    """
 
     stage: int
     device: str
@@ -62,16 +68,26 @@ class Pipeline:
     """Engines loaded once, sessions opened at will. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, manifest: Manifest, directory: Path, devices: Sequence[Device], seats: int, steps: int, max_batch: int
+        self,
+        manifest: Manifest,
+        directory: Path,
+        devices: Sequence[Device],
+        seats: int,
+        steps: int,
+        max_batch: int,
     ) -> None:
         self.manifest = manifest
         self.directory = directory
         self.changed = threading.Condition()
         self._rows_per_seat = steps
         self._seats = seats
-        ranges = placement.cut([_work(u.kind, u, steps) for u in manifest.chain], [d.threads for d in devices])
+        ranges = placement.cut(
+            [_work(u.kind, u, steps) for u in manifest.chain], [d.threads for d in devices]
+        )
         self.stages = tuple(
-            Stage(i, d, manifest, directory, [manifest.chain[u] for u in r], seats, steps, max_batch)
+            Stage(
+                i, d, manifest, directory, [manifest.chain[u] for u in r], seats, steps, max_batch
+            )
             for i, (d, r) in enumerate(zip(devices, ranges, strict=True))
         )
         self._prompts = PromptEncoder(manifest, directory, devices[0].threads)
@@ -84,7 +100,9 @@ class Pipeline:
         self._works: dict[tuple[int, int], Work] = {}
         self._closing = False
         self._workers = [
-            threading.Thread(target=self._serve, args=(stage,), name=f"stage-{stage.index}", daemon=True)
+            threading.Thread(
+                target=self._serve, args=(stage,), name=f"stage-{stage.index}", daemon=True
+            )
             for stage in self.stages
         ]
         for worker in self._workers:
@@ -102,8 +120,8 @@ class Pipeline:
     ) -> Self:
         """Load `engines/<name>/` onto devices: "auto", "cpu:0,cpu:1", or a list of names.
 
-        `seats` sessions can be open at once, each with up to `steps` denoising steps (default: the model's own).
-        Raises EngineMissing, EngineMismatch, ConfigError.
+        `seats` sessions can be open at once, each with up to `steps` denoising steps (default: the
+        model's own). Raises EngineMissing, EngineMismatch, ConfigError.
         """
         directory = Path(engines)
         manifest = manifests.read(directory)
@@ -112,7 +130,14 @@ class Pipeline:
         if seats < 1:
             raise ConfigError(f"seats: got {seats}, expected at least 1")
         largest = manifest.max_batch if max_batch is None else min(max_batch, manifest.max_batch)
-        return cls(manifest, directory, device_names.resolve(devices), seats, steps or manifest.noise.default_steps, largest)
+        return cls(
+            manifest,
+            directory,
+            device_names.resolve(devices),
+            seats,
+            steps or manifest.noise.default_steps,
+            largest,
+        )
 
     def session(self, prompt: Any, **options: Any) -> Session:
         """Lease a seat for one video. Options are the fields of `SessionConfig`.
@@ -120,7 +145,11 @@ class Pipeline:
         Raises ConfigError for options that mean nothing, AdmissionRefused when every seat is taken.
         """
         config = SessionConfig(prompt=prompt, **options)
-        steps = config.steps if config.steps is not None else min(self._rows_per_seat, self.manifest.noise.default_steps)
+        steps = (
+            config.steps
+            if config.steps is not None
+            else min(self._rows_per_seat, self.manifest.noise.default_steps)
+        )
         if steps > self._rows_per_seat:
             raise ConfigError(
                 f"steps: got {steps}, but the pipeline was loaded for {self._rows_per_seat}; "
@@ -128,14 +157,24 @@ class Pipeline:
             )
         with self.changed:
             if not self._free_seats:
-                raise AdmissionRefused(f"all {self._seats} seats are taken; close a session or load with more seats")
+                raise AdmissionRefused(
+                    f"all {self._seats} seats are taken; close a session or load with more seats"
+                )
             seat = self._free_seats.pop()
             number = self._opened
             self._opened += 1
         try:
             for stage in self.stages:
                 stage.memory.clear(seat)
-            session = Session(self, number, config, steps, self.manifest.geometry, self._prompts)
+            session = Session(
+                self,
+                number,
+                config,
+                steps,
+                self.manifest.geometry,
+                self._warmup_frames(),
+                self._prompts,
+            )
         except Error:
             with self.changed:
                 self._free_seats.append(seat)
@@ -151,7 +190,12 @@ class Pipeline:
         with self.changed:
             sessions = len(self._sessions)
         return Status(
-            str(self.directory), m.backend, m.library, tuple(_stage_status(s) for s in self.stages), self._seats, sessions
+            str(self.directory),
+            m.backend,
+            m.library,
+            tuple(_stage_status(s) for s in self.stages),
+            self._seats,
+            sessions,
         )
 
     def close(self) -> None:
@@ -170,7 +214,10 @@ class Pipeline:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -191,8 +238,14 @@ class Pipeline:
 
     # Inside
 
+    def _warmup_frames(self) -> int:
+        """Frames that leave before the window is full: steady state begins behind them."""
+        return 1 + self.manifest.geometry.frames_per_chunk * (self.manifest.window.frames - 1)
+
     def _route(self, kind: Kind) -> tuple[int, ...]:
-        return tuple(s.index for s in self.stages if any(u.kind in _UNITS_OF[kind] for u in s.units))
+        return tuple(
+            s.index for s in self.stages if any(u.kind in _UNITS_OF[kind] for u in s.units)
+        )
 
     def _connect(self, routes: Mapping[Kind, tuple[int, ...]]) -> None:
         """Give every stage the arrays and neighbours that its passes need."""
@@ -255,7 +308,12 @@ class Pipeline:
             self._scheduler.failed(stage.index, task)
             for job in task.jobs:
                 if job.session in self._sessions:
-                    failure = StageFailed(stage.device.name, stage.index, job.chunk, f"{type(error).__name__}: {error}")
+                    failure = StageFailed(
+                        stage.device.name,
+                        stage.index,
+                        job.chunk,
+                        f"{type(error).__name__}: {error}",
+                    )
                     failure.__cause__ = error
                     self._sessions[job.session][0].fail(failure)
             self.changed.notify_all()
@@ -282,7 +340,9 @@ def _work(kind: str, unit: manifests.Unit, steps: int) -> float:
 def _check_steps(manifest: Manifest, steps: int | None) -> None:
     most = len(manifest.noise.timesteps)
     if steps is not None and not 1 <= steps <= most:
-        raise ConfigError(f"steps: got {steps}, expected 1 to {most} (timesteps {manifest.noise.timesteps})")
+        raise ConfigError(
+            f"steps: got {steps}, expected 1 to {most} (timesteps {manifest.noise.timesteps})"
+        )
 
 
 def _stage_status(stage: Stage) -> StageStatus:

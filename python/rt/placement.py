@@ -1,4 +1,5 @@
-"""Cuts the chain of units into consecutive stages, one per device, so that the slowest stage is as fast as it can be.
+"""Cuts the chain of units into consecutive stages, one per device, so that the slowest stage is as
+fast as it can be.
 
 Pure: costs in, ranges out. Exact by dynamic programming; devices may differ in speed.
 """
@@ -11,18 +12,21 @@ from .errors import ConfigError
 
 
 def cut(costs: Sequence[float], speeds: Sequence[float]) -> tuple[range, ...]:
-    """Consecutive ranges of units, one per device, minimising max over devices of (sum of costs) / speed.
+    """Consecutive ranges of units, one per device, minimising max over devices of (sum of costs) /
+    speed.
 
-    `costs[u]` is the work of unit u for one chunk (a DiT unit counts once per step); `speeds[d]` is relative.
-    Every device gets at least one unit. Raises ConfigError for more devices than units.
+    `costs[u]` is the work of unit u for one chunk (a DiT unit counts once per step); `speeds[d]` is
+    relative. Every device gets at least one unit. Raises ConfigError for more devices than units.
     """
     units, devices = len(costs), len(speeds)
     if devices > units:
-        raise ConfigError(f"devices: got {devices}, but this model has {units} units; use at most {units}")
+        raise ConfigError(
+            f"devices: got {devices}, but this model has {units} units; use at most {units}"
+        )
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
-    # best[u] = (slowest stage, start of the last stage) for the first u units on the devices so far.
+    # best[u] = (slowest stage, start of the last stage) for u units on the devices so far.
     best: list[float] = [prefix[u] / speeds[0] if u else float("inf") for u in range(units + 1)]
     starts: list[list[int]] = [[0] * (units + 1)]
     for device in range(1, devices):

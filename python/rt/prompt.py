@@ -1,4 +1,6 @@
-"""Prompts -> embeddings -> the context that every chunk carries. Runs the units `text` and `prompt_in` of an engine."""
+"""Prompts -> embeddings -> the context that every chunk carries. Runs the units `text` and
+`prompt_in` of an engine.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from . import backends
 from .config import Prompt
 from .errors import ConfigError
+from .frame import Array
 from .manifest import Manifest, Unit
 from .stage import PromptContext
 
@@ -25,7 +28,9 @@ class PromptEncoder:
 
     def __init__(self, manifest: Manifest, directory: Path, threads: int) -> None:
         backend = backends.create(manifest.backend, threads)
-        units: dict[str, Unit] = {u.kind: u for u in manifest.prompt if u.kind in ("text", "prompt_in")}
+        units: dict[str, Unit] = {
+            u.kind: u for u in manifest.prompt if u.kind in ("text", "prompt_in")
+        }
         self._text = manifest.text
         self._lock = threading.Lock()
         self._versions = itertools.count()
@@ -42,16 +47,22 @@ class PromptEncoder:
             self._tokenizer = Tokenizer.from_file(str(directory / self._text.tokenizer))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-            self._ids = np.zeros((1, self._text.length), np.int64)
-            self._mask = np.zeros((1, self._text.length), np.float32)
+            self._ids: Array = np.zeros((1, self._text.length), np.int64)
+            self._mask: Array = np.zeros((1, self._text.length), np.float32)
             text = backend.load(directory, units["text"].plans["step"])
-            arrays = {"token_ids": self._ids, "token_mask": self._mask, "embeddings": self._embeddings}
+            arrays: dict[str, Array] = {
+                "token_ids": self._ids,
+                "token_mask": self._mask,
+                "embeddings": self._embeddings,
+            }
             self._encode = text.bind(arrays)
 
     def embed(self, prompt: Prompt) -> tuple[Embeddings, tuple[str, ...]]:
-        """A text, a file of embeddings, or a weighted mix of texts -> embeddings, and remarks for the user.
+        """A text, a file of embeddings, or a weighted mix of texts -> embeddings, and remarks for
+        the user.
 
-        Weights of a mix are normalised to sum 1. Raises ConfigError for a prompt that this engine cannot encode.
+        Weights of a mix are normalised to sum 1. Raises ConfigError for a prompt that this engine
+        cannot encode.
         """
         if isinstance(prompt, str):
             return self._embed_text(prompt)
@@ -60,7 +71,9 @@ class PromptEncoder:
         total = sum(weight for _, weight in prompt)
         parts = [(*self._embed_text(text), weight / total) for text, weight in prompt]
         mixed = np.sum([embeddings * np.float32(weight) for embeddings, _, weight in parts], axis=0)
-        return mixed.astype(np.float32), tuple(remark for _, remarks, _ in parts for remark in remarks)
+        return mixed.astype(np.float32), tuple(
+            remark for _, remarks, _ in parts for remark in remarks
+        )
 
     def context(self, embeddings: Embeddings) -> PromptContext:
         """Embeddings -> what a chunk carries, under a version of its own."""
@@ -77,9 +90,11 @@ class PromptEncoder:
             )
         ids: Sequence[int] = self._tokenizer.encode(text).ids
         length = self._text.length
-        remarks = ()
+        remarks: tuple[str, ...] = ()
         if len(ids) > length:
-            remarks = (f"the prompt has {len(ids)} tokens, this model reads {length}: the rest was cut",)
+            remarks = (
+                f"the prompt has {len(ids)} tokens, this model reads {length}: the rest was cut",
+            )
         with self._lock:
             kept = ids[:length]
             self._ids[0] = 0
@@ -94,10 +109,14 @@ class PromptEncoder:
         try:
             array = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"prompt: {path} is no file of embeddings ({error}); make one with encode-prompt") from None
+            raise ConfigError(
+                f"prompt: {path} is no file of embeddings ({error}); make one with encode-prompt"
+            ) from None
         length, width = self._text.length, self._text.width
         if array.ndim != 2 or array.shape[1] != width or array.shape[0] > length:
-            raise ConfigError(f"prompt: {path} holds {array.shape}, expected [tokens <= {length}, {width}]")
+            raise ConfigError(
+                f"prompt: {path} holds {array.shape}, expected [tokens <= {length}, {width}]"
+            )
         embeddings = np.zeros((1, length, width), np.float32)
         embeddings[0, : len(array)] = array
         return embeddings

@@ -1,9 +1,11 @@
-"""The batch controller: given events and a clock it decides what each stage runs next. It touches no device.
+"""The batch controller: given events and a clock it decides what each stage runs next. It touches
+no device.
 
-A chunk of a session moves along stations: arrived, row 0 .. row steps-1, decoded. A station holds one chunk, so
-nothing queues without bound; a pass moves a chunk to the next station and needs that station to be free. A chunk that
-finished a step is at once ready for the next one (continuous step batching); it never waits for new input.
-Production and simulation call the same object; the caller serialises the calls.
+A chunk of a session moves along stations: arrived, row 0 .. row steps-1, decoded. A station holds
+one chunk, so nothing queues without bound; a pass moves a chunk to the next station and needs that
+station to be free. A chunk that finished a step is at once ready for the next one (continuous step
+batching); it never waits for new input. Production and simulation call the same object; the caller
+serialises the calls.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A decision: run this pass. Jobs of a denoising pass occupy the rows from `jobs[0].row` upwards, without a gap."""
+    """A decision: run this pass. Jobs of a denoising pass occupy the rows from `jobs[0].row`
+    upwards, without a gap.
+    """
 
     number: int
     kind: Kind
@@ -45,7 +49,7 @@ class Task:
 
 @dataclass(slots=True)
 class _Passage:
-    """A chunk on its way. `station` is where it waits, or where it started from while a pass runs."""
+    """A chunk on its way. `station` is where it waits, or where its running pass began."""
 
     chunk: int
     deadline_ns: int | None
@@ -74,7 +78,9 @@ class Scheduler:
         self._busy: dict[int, Task] = {}
         """Stage -> the task that it runs."""
         self._waiting: dict[tuple[int, Kind], list[Task]] = {}
-        """(Later stage of a route, kind) -> tasks handed over to it, in the order in which they began."""
+        """(Later stage of a route, kind) -> tasks handed over to it, in the order in which they
+        began.
+        """
         self._number = 0
         self._order = 0
 
@@ -95,7 +101,7 @@ class Scheduler:
         self._order += 1
 
     def finished(self, stage: int, task: Task) -> tuple[Job, ...]:
-        """A stage has run its part of a task. Returns the jobs whose chunk left the chain with it."""
+        """A stage has run its part of a task. Returns the jobs whose chunk has left the chain."""
         assert self._busy.pop(stage) is task
         route = self._routes.of(task.kind)
         position = route.index(stage)
@@ -116,7 +122,9 @@ class Scheduler:
             waiting.remove(task)
 
     def close(self, session: int) -> None:
-        """A session ends; what it still had waiting is forgotten. Passes in flight finish and are ignored."""
+        """A session ends; what it still had waiting is forgotten. Passes in flight finish and are
+        ignored.
+        """
         del self._sessions[session]
 
     # Questions
@@ -137,8 +145,9 @@ class Scheduler:
     def next(self, stage: int, now_ns: int) -> Task | None:
         """What an idle stage should run now, which is taken as begun; None if nothing can run.
 
-        Earliest deadline first, then oldest chunk first; later passes before earlier ones. Passes that were handed
-        over run in the order in which they began, which keeps the rings of a row in frame order.
+        Earliest deadline first, then oldest chunk first; later passes before earlier ones. Passes
+        that were handed over run in the order in which they began, which keeps the rings of a row
+        in frame order.
         """
         assert stage not in self._busy
         del now_ns  # The deadline test on predicted finish times reads it once costs are known.
@@ -198,13 +207,20 @@ class Scheduler:
             above = self._joins(jobs[-1].row + 1, jobs) if below is None else None
             if below is None and above is None:
                 break
-            jobs = [below, *jobs] if below is not None else [*jobs, above] if above is not None else jobs
+            jobs = (
+                [below, *jobs]
+                if below is not None
+                else [*jobs, above]
+                if above is not None
+                else jobs
+            )
         return tuple(jobs)
 
     def _joins(self, row: int, batch: list[Job]) -> Job | None:
         """The job that waits in `row`, if it can run in one pass with `batch`.
 
-        Its target station must be free, or be left by a member of the same batch (one step ahead on the same seat).
+        Its target station must be free, or be left by a member of the same batch (one step ahead on
+        the same seat).
         """
         seat, step = divmod(row, self._rows_per_seat)
         for session, line in self._sessions.items():
@@ -212,7 +228,12 @@ class Scheduler:
                 continue
             chunk = line.held.get(step + 1)
             passage = None if chunk is None else line.passages.get(chunk)
-            if passage is None or passage.station != step + 1 or passage.running or step >= line.steps:
+            if (
+                passage is None
+                or passage.station != step + 1
+                or passage.running
+                or step >= line.steps
+            ):
                 return None
             leaving = any(m.session == session and m.step == step + 1 for m in batch)
             if not leaving and line.held.get(step + 2) is not None:
@@ -221,7 +242,9 @@ class Scheduler:
         return None
 
     def _leave(self, task: Task) -> None:
-        """The first stage of a route has read its inputs: stations fall free, targets stay reserved."""
+        """The first stage of a route has read its inputs: stations fall free, targets stay
+        reserved.
+        """
         for passage, line in self._live(task):
             if line.held.get(passage.station) == passage.chunk:
                 del line.held[passage.station]
@@ -249,7 +272,7 @@ class Scheduler:
             if line is not None:
                 yield line.passages[job.chunk], line
 
-    # Station s: 0 = arrived, 1 + step = row `step`, steps + 1 = waiting to be decoded, steps + 2 = out.
+    # Station s: 0 = arrived, 1 + step = row `step`, steps + 1 = to be decoded, steps + 2 = out.
 
     @staticmethod
     def _kind(line: _Session, station: int) -> Kind:
@@ -264,5 +287,3 @@ class Scheduler:
         line = self._sessions.get(job.session)
         order = -1 if line is None else line.passages[job.chunk].order
         return (_NEVER_NS if job.deadline_ns is None else job.deadline_ns, order, -job.step)
-
-

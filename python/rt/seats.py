@@ -1,4 +1,5 @@
-"""The device memory of sessions on one stage, allocated once: rings and prompt keys/values per row, VAE caches per seat.
+"""The device memory of sessions on one stage, allocated once: rings and prompt keys/values per row,
+VAE caches per seat.
 
 A seat is cleared when it is leased, so that nothing of an earlier session can be seen.
 """
@@ -23,7 +24,12 @@ class SeatMemory:
     """
 
     def __init__(
-        self, manifest: Manifest, units: Sequence[Unit], device: Device, seats: int, rows_per_seat: int
+        self,
+        manifest: Manifest,
+        units: Sequence[Unit],
+        device: Device,
+        seats: int,
+        rows_per_seat: int,
     ) -> None:
         a, g, w = manifest.attention, manifest.geometry, manifest.window
         blocks = sum(unit.kind == "block" for unit in units)
@@ -47,7 +53,9 @@ class SeatMemory:
         self.last: NDArray[np.int64] = np.full(rows, -1, np.int64)
         """Index of the latent frame that each row ran last; -1 = none."""
         self.caches: dict[tuple[str, int], tuple[dict[str, Array], dict[str, Array]]] = {}
-        """(VAE unit, seat) -> two sets of caches that swap after each run, by the name of the input binding."""
+        """(VAE unit, seat) -> two sets of caches that swap after each run, by the name of the input
+        binding.
+        """
         for unit in units:
             if unit.kind in ("encode", "decode"):
                 state = unit.plans["step"].state

@@ -1,7 +1,9 @@
-"""A session: one video from first frame to last. It owns all that outlives a chunk: grouping, prompt, counters.
+"""A session: one video from first frame to last. It owns all that outlives a chunk: grouping,
+prompt, counters.
 
-It refuses to touch a device: chunks go to its host (the pipeline), restyled frames come back. `push` and `pull` may be
-called from different threads; all shared state is guarded by the host's condition.
+It refuses to touch a device: chunks go to its host (the pipeline), restyled frames come back.
+`push` and `pull` may be called from different threads; all shared state is guarded by the host's
+condition.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from .chunking import Chunker
 from .config import Prompt, SessionConfig
 from .errors import ConfigError, Error, SourceError
-from .frame import Chunk, Frame
+from .frame import Array, Chunk, Frame
 from .manifest import Geometry
 from .metrics import ChunkRecord, Recorder, Report
 from .prompt import Embeddings, PromptEncoder
@@ -30,7 +32,7 @@ DEFAULT_FPS = 16.0
 
 
 class Host(Protocol):
-    """What a session needs of the pipeline that it runs in. Methods are called with `changed` held."""
+    """What a session needs of its pipeline. Methods are called with `changed` held."""
 
     changed: threading.Condition
 
@@ -43,7 +45,14 @@ class Session:
     """Made by `Pipeline.session`. Leaving its `with` block gives the seat back."""
 
     def __init__(
-        self, host: Host, number: int, config: SessionConfig, steps: int, geometry: Geometry, prompts: PromptEncoder
+        self,
+        host: Host,
+        number: int,
+        config: SessionConfig,
+        steps: int,
+        geometry: Geometry,
+        warmup_frames: int,
+        prompts: PromptEncoder,
     ) -> None:
         self.config = config
         self.steps = steps
@@ -57,8 +66,8 @@ class Session:
         self.remarks += remarks
         self._prompt = prompts.context(self._embeddings)
         self._transition: deque[Embeddings] = deque()
-        self._chunker = Chunker(config.start)
-        self._recorder = Recorder(config.slo)
+        self._chunker = Chunker(number, config.start)
+        self._recorder = Recorder(config.slo, warmup_frames)
         self._frames_in = 0
         self._next_chunk = 0
         self._last_picture: NDArray[np.uint8] | None = None
@@ -73,10 +82,11 @@ class Session:
     # Frames in
 
     def push(self, frame: Frame | Any, timeout_s: float | None = None) -> None:
-        """Take the next frame: an `rt.Frame`, or any uint8 [H, W, 3] array (NumPy, PIL, torch, DLPack), which is copied.
+        """Take the next frame: an `rt.Frame`, or any uint8 [H, W, 3] array (NumPy, PIL, torch,
+        DLPack), which is copied.
 
-        Blocks while the session already holds as many chunks as it may. Raises TimeoutError after `timeout_s`,
-        SourceError for something that is no picture, and the error of a failed stage.
+        Blocks while the session already holds as many chunks as it may. Raises TimeoutError after
+        `timeout_s`, SourceError for something that is no picture, and the error of a failed stage.
         """
         taken = self._as_frame(frame)
         if not self._frames_in:
@@ -99,8 +109,8 @@ class Session:
     def update(self, *, prompt: Prompt, transition_chunks: int = 0) -> int:
         """Change the prompt in flight. Returns the index of the first chunk that it touches.
 
-        The embeddings move linearly over `transition_chunks` chunks; 0 switches at once. Chunks already admitted keep
-        their prompt.
+        The embeddings move linearly over `transition_chunks` chunks; 0 switches at once. Chunks
+        already admitted keep their prompt.
         """
         if transition_chunks < 0:
             raise ConfigError(f"transition_chunks: got {transition_chunks}, expected 0 or more")
@@ -118,7 +128,8 @@ class Session:
     def pull(self, timeout_s: float | None = None) -> Frame | None:
         """The next restyled frame, in order; None after the last. With an SLO, paced by pts.
 
-        Raises TimeoutError after `timeout_s`, and the error of a failed stage once what it left is delivered.
+        Raises TimeoutError after `timeout_s`, and the error of a failed stage once what it left is
+        delivered.
         """
         changed = self._host.changed
         with changed:
@@ -137,9 +148,11 @@ class Session:
         return frame
 
     def stream(self, frames: Iterable[Frame | Any]) -> Iterator[Frame]:
-        """Restyle an iterable. It is read on a thread of its own, so that a slow camera delays no finished frame.
+        """Restyle an iterable. It is read on a thread of its own, so that a slow camera delays no
+        finished frame.
 
-        An error of the iterable is raised after everything that was read before it has been delivered.
+        An error of the iterable is raised after everything that was read before it has been
+        delivered.
         """
         failure: list[BaseException] = []
 
@@ -168,7 +181,9 @@ class Session:
             self._ready.append(Frame(picture, frame.index, frame.pts_s, frame.captured_ns))
         self._pending -= 1
         score, scale, timestep, sigma = (float(value) for value in work.control)
-        self._recorder.chunk(ChunkRecord(work.chunk.index, score, scale, timestep, sigma, work.steps))
+        self._recorder.chunk(
+            ChunkRecord(work.chunk.index, score, scale, timestep, sigma, work.steps)
+        )
 
     def fail(self, error: Error) -> None:
         """A stage that this session depends on has failed."""
@@ -186,6 +201,7 @@ class Session:
         with self._host.changed:
             if not self._closed:
                 self._closed = True
+                self._recorder.dropped(self._recorder.report().frames_in_flight)
                 self._host.changed.notify_all()
                 self._host.release(self.number)
 
@@ -193,7 +209,10 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -203,26 +222,40 @@ class Session:
         changed, slo = self._host.changed, self.config.slo
         pictures = tuple(self._crop(frame.rgb) for frame in chunk.frames)
         with changed:
-            if not changed.wait_for(lambda: self._failure or self._closed or self._has_room(), timeout_s):
-                raise TimeoutError(f"the session took no chunk within {timeout_s} s; pull its frames")
+            if not changed.wait_for(
+                lambda: self._failure or self._closed or self._has_room(), timeout_s
+            ):
+                raise TimeoutError(
+                    f"the session took no chunk within {timeout_s} s; pull its frames"
+                )
             self._check_open()
             if self._transition:
                 self._embeddings = self._transition.popleft()
                 self._prompt = self._prompts.context(self._embeddings)
             work = Work(
-                chunk, self.config, self.steps, self._prompt, pictures,
+                chunk,
+                self.config,
+                self.steps,
+                self._prompt,
+                pictures,
                 self._last_picture if chunk.continues else None,
-                np.zeros(4, np.float32), self._last_control if chunk.continues else None,
+                np.zeros(4, np.float32),
+                self._last_control if chunk.continues else None,
             )
             self._last_picture, self._last_control = pictures[-1], work.control
             self._next_chunk = chunk.index + 1
             self._pending += 1
-            deadline = None if slo is None else chunk.frames[0].captured_ns + round(slo.latency_ms * 1e6)
+            deadline = (
+                None if slo is None else chunk.frames[0].captured_ns + round(slo.latency_ms * 1e6)
+            )
             self._host.submit(work, deadline)
 
     def _has_room(self) -> bool:
-        """One chunk may wait for the encoder; finished frames that nobody pulls hold the source up."""
-        return self._host.accepts(self.number) and len(self._ready) < 2 * self._geometry.frames_per_chunk
+        """One chunk may wait to be encoded; finished frames that nobody pulls hold it up."""
+        return (
+            self._host.accepts(self.number)
+            and len(self._ready) < 2 * self._geometry.frames_per_chunk
+        )
 
     def _has_news(self) -> bool:
         done = self._ended and self._pending == 0
@@ -243,7 +276,9 @@ class Session:
                 self._host.changed.notify_all()
 
     def _wait_for_turn(self, frame: Frame) -> None:
-        """Hold a frame until its pts is due. A late frame moves the schedule, so a rate is kept after a slip."""
+        """Hold a frame until its pts is due. A late frame moves the schedule, so a rate is kept
+        after a slip.
+        """
         now = time.perf_counter_ns()
         if self._pace_ns is not None:
             wait_ns = self._pace_ns + frame.pts_s * 1e9 - now
@@ -253,15 +288,11 @@ class Session:
         self._pace_ns = now - frame.pts_s * 1e9
 
     def _as_frame(self, frame: Frame | Any) -> Frame:
-        if isinstance(frame, Frame):
-            rgb = frame.rgb
-        elif hasattr(frame, "__dlpack__") and not isinstance(frame, np.ndarray):
-            rgb = np.from_dlpack(frame).copy()
-        else:
-            rgb = np.array(frame)
+        rgb: Array = frame.rgb if isinstance(frame, Frame) else _copied(frame)
         if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
             raise SourceError(
-                f"frame {self._frames_in}: got {rgb.dtype} {list(rgb.shape)}, expected uint8 [H, W, 3]"
+                f"frame {self._frames_in}: got {rgb.dtype} {list(rgb.shape)}, "
+                "expected uint8 [H, W, 3]"
             )
         if isinstance(frame, Frame):
             return frame
@@ -285,4 +316,13 @@ class Session:
         height, width = frame.rgb.shape[:2]
         if (height, width) != (g.height, g.width):
             how = "cropped and resized" if self.config.fit == "crop" else "stretched"
-            self.remarks.append(f"the input is {width}x{height}: {how} to {g.width}x{g.height}, the engine's size")
+            self.remarks.append(
+                f"the input is {width}x{height}: {how} to {g.width}x{g.height}, the engine's size"
+            )
+
+
+def _copied(picture: Any) -> Array:
+    """Anything that NumPy can read, or that speaks DLPack, as an array of its own."""
+    if hasattr(picture, "__dlpack__") and not isinstance(picture, np.ndarray):
+        return np.from_dlpack(picture).copy()
+    return np.array(picture)

@@ -1,4 +1,5 @@
-"""A stage runs its consecutive units for the passes that the scheduler chose. It owns its device's memory.
+"""A stage runs its consecutive units for the passes that the scheduler chose. It owns its device's
+memory.
 
 It refuses to decide anything: which pass, when, and for whom is told to it. One thread calls it.
 """
@@ -30,7 +31,9 @@ DIT_KINDS = ("dit_in", "block", "dit_out")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptContext:
-    """What a chunk is told to look like: `prompt_in`'s output [1, L, D]. Equal versions are equal contexts."""
+    """What a chunk is told to look like: `prompt_in`'s output [1, L, D]. Equal versions are equal
+    contexts.
+    """
 
     version: int
     context: Array
@@ -38,7 +41,9 @@ class PromptContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """All that the stages need to know of one chunk. `control` is written once, where its encoding begins."""
+    """All that the stages need to know of one chunk. `control` is written once, where its encoding
+    begins.
+    """
 
     chunk: Chunk
     config: SessionConfig
@@ -55,7 +60,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wires:
-    """Latents between passes: `noisy` [rows, 16, h, w] waits for the DiT, `clean` [seats, 16, 1, h, w] for decoding."""
+    """Latents between passes: `noisy` [rows, 16, h, w] waits for the DiT, `clean` [seats, 16, 1, h,
+    w] for decoding.
+    """
 
     noisy: Array
     clean: Array
@@ -98,8 +105,12 @@ class Stage:
             {phase: backend.load(directory, plan) for phase, plan in unit.plans.items()}
             for unit in self.units
         ]
-        self._blocks = {u.index: i for i, u in enumerate(u for u in self.units if u.kind == "block")}
-        prompt_units = [u for u in self._manifest.prompt if u.kind == "prompt_kv" and u.index in self._blocks]
+        self._blocks = {
+            u.index: i for i, u in enumerate(u for u in self.units if u.kind == "block")
+        }
+        prompt_units = [
+            u for u in self._manifest.prompt if u.kind == "prompt_kv" and u.index in self._blocks
+        ]
         self._prompt_engines = [
             (self._blocks[u.index], backend.load(directory, u.plans["step"])) for u in prompt_units
         ]
@@ -112,7 +123,8 @@ class Stage:
     ) -> None:
         """Bind every launch that can ever be needed.
 
-        `handed`: the values that cross the cut before this stage. `following`: the next stage of each route, if any.
+        `handed`: the values that cross the cut before this stage. `following`: the next stage of
+        each route, if any.
         """
         zeros = self.device.zeros
         m, g = self._manifest, self._manifest.geometry
@@ -143,11 +155,13 @@ class Stage:
 
         uint8 [T, H, W, 3], T = number of real frames of the chunk.
         """
+        if task.kind == "decode":
+            return self._decode(task, works[0])
         if task.kind == "encode":
-            return self._encode(task, works[0])
-        if task.kind == "denoise":
-            return self._denoise(task, works)
-        return self._decode(task, works[0])
+            self._encode(task, works[0])
+        else:
+            self._denoise(task, works)
+        return None
 
     # Binding
 
@@ -155,7 +169,9 @@ class Stage:
         return tuple(self._max_batch if d == "B" else d for d in binding.shape)
 
     def _numbered(self, kinds: Sequence[str], phase: Phase) -> list[tuple[int, Unit, Engine]]:
-        return [(n, u, self._engines[n][phase]) for n, u in enumerate(self.units) if u.kind in kinds]
+        return [
+            (n, u, self._engines[n][phase]) for n, u in enumerate(self.units) if u.kind in kinds
+        ]
 
     def _handed(self, kind: Kind, phase: Phase) -> Mapping[str, Array]:
         inbox = self._inboxes.get((kind, phase))
@@ -165,7 +181,9 @@ class Stage:
         lanes: dict[tuple[Kind, Phase, int, int], Lane] = {}
         kinds: tuple[Kind, ...] = ("encode", "decode")
         phases: tuple[Phase, ...] = ("first", "step")
-        for kind, phase, seat, parity in itertools.product(kinds, phases, range(self._seats), (0, 1)):
+        for kind, phase, seat, parity in itertools.product(
+            kinds, phases, range(self._seats), (0, 1)
+        ):
             units = self._numbered([kind], phase)
             if units:
                 given = {"pixels": self._pixels[phase], "clean": self._wires.clean[seat : seat + 1]}
@@ -174,7 +192,9 @@ class Stage:
                 lanes[kind, phase, seat, parity] = build(units, phase, given, own, scratch)
         return lanes
 
-    def _caches_of(self, phase: Phase, seat: int, parity: int) -> Callable[[Unit], Mapping[str, Array]]:
+    def _caches_of(
+        self, phase: Phase, seat: int, parity: int
+    ) -> Callable[[Unit], Mapping[str, Array]]:
         def own(unit: Unit) -> Mapping[str, Array]:
             sets = self.memory.caches[unit.name, seat]
             state = unit.plans[phase].state
@@ -193,7 +213,9 @@ class Stage:
                 rows = slice(first, first + batch)
                 given = {name: array[rows] for name, array in self._row_inputs.items()}
                 given.update({name: array[:batch] for name, array in handed.items()})
-                lanes[first, batch] = build(units, "step", given, self._rings_of(rows), scratch, batch)
+                lanes[first, batch] = build(
+                    units, "step", given, self._rings_of(rows), scratch, batch
+                )
         return lanes
 
     def _rings_of(self, rows: slice) -> Callable[[Unit], Mapping[str, Array]]:
@@ -203,7 +225,10 @@ class Stage:
             if unit.kind != "block":
                 return {}
             block = self._blocks[unit.index]
-            arrays = {"prompt_k": memory.prompt_k[block, rows], "prompt_v": memory.prompt_v[block, rows]}
+            arrays = {
+                "prompt_k": memory.prompt_k[block, rows],
+                "prompt_v": memory.prompt_v[block, rows],
+            }
             rings = {"k_ring": memory.k_ring, "v_ring": memory.v_ring}
             for pair in unit.plans["step"].state:
                 arrays[pair.input] = arrays[pair.output] = rings[pair.input][block, rows]
@@ -212,7 +237,7 @@ class Stage:
         return own
 
     def _bind_prompts(self) -> list[list[Callable[[], None]]]:
-        """One list of launches per row: the prompt's keys and values of every block of this stage."""
+        """One list of launches per row: the prompt's keys and values of all blocks here."""
         if not self._prompt_engines:
             return [[] for _ in range(self._rows)]
         unit = next(u for u in self._manifest.prompt if u.kind == "prompt_kv")
@@ -221,7 +246,11 @@ class Stage:
         return [
             [
                 engine.bind(
-                    {"context": self._context, "prompt_k": k[b, row : row + 1], "prompt_v": v[b, row : row + 1]}
+                    {
+                        "context": self._context,
+                        "prompt_k": k[b, row : row + 1],
+                        "prompt_v": v[b, row : row + 1],
+                    }
                 )
                 for b, engine in self._prompt_engines
             ]
@@ -245,8 +274,13 @@ class Stage:
         start = time.perf_counter_ns()
         row = job.seat * self.memory.rows_per_seat
         ops.mix_noise(
-            lane.values["latent"][0, :, 0], work.control,
-            seed=work.config.seed, session=0, chunk=job.chunk, out=self._wires.noisy[row], threads=self.device.threads,
+            lane.values["latent"][0, :, 0],
+            work.control,
+            seed=work.config.seed,
+            session=0,
+            chunk=job.chunk,
+            out=self._wires.noisy[row],
+            threads=self.device.threads,
         )
         self.ops_ns += time.perf_counter_ns() - start
 
@@ -260,7 +294,9 @@ class Stage:
         ops.frames_to_pixels(padded, g.height, g.width, out=pixels, threads=threads)
         scores = np.zeros(1, np.float32)
         if work.last_picture is not None and work.config.motion == "flow":
-            scores = ops.optical_flow_magnitude(work.pictures, work.last_picture, threads=threads)[:, 2]
+            scores = ops.optical_flow_magnitude(work.pictures, work.last_picture, threads=threads)[
+                :, 2
+            ]
         elif work.last_picture is not None and work.config.motion == "difference":
             scores = ops.frame_difference(work.pictures, work.last_picture, threads=threads)
         continues = work.last_picture is not None and work.previous_control is not None
@@ -269,8 +305,12 @@ class Stage:
             work.previous_control if work.previous_control is not None else np.zeros(4, np.float32),
             continues,
             reference=reference_of(work.config.motion, *work.pictures[0].shape[:2]),
-            s_max=m.noise.s_max, s_min=m.noise.s_min, smoothing=m.noise.smoothing,
-            timestep_offset=m.noise.timestep_offset, sigmas=self._sigmas, out=work.control,
+            s_max=m.noise.s_max,
+            s_min=m.noise.s_min,
+            smoothing=m.noise.smoothing,
+            timestep_offset=m.noise.timestep_offset,
+            sigmas=self._sigmas,
+            out=work.control,
         )
         self.ops_ns += time.perf_counter_ns() - start
 
@@ -299,26 +339,41 @@ class Stage:
         self.ops_ns += time.perf_counter_ns() - start
 
     def _prepare_rows(self, jobs: Sequence[Job], works: Sequence[Work]) -> None:
-        """Prompt, write position, mask and sinks of every row of a pass, from the frame index alone."""
-        m, memory = self._manifest, self.memory
-        w, tokens = m.window, m.geometry.tokens_per_frame
+        """Prompt, sinks, write position and mask of every row of a pass, from the frame index."""
+        memory, tokens = self.memory, self._manifest.geometry.tokens_per_frame
+        w = self._manifest.window
         for job, work in zip(jobs, works, strict=True):
             if memory.prompt_version[job.row] != work.prompt.version:
                 self._load_prompt(job.row, work.prompt)
-            self._row_inputs["write_index"][job.row] = window.slot(job.chunk, w.frames, w.sinks) * tokens
+            if self._blocks:
+                self._refresh_sinks(job, work)
+            self._row_inputs["write_index"][job.row] = (
+                window.slot(job.chunk, w.frames, w.sinks) * tokens
+            )
             self._row_inputs["mask"][job.row] = window.row_mask(
                 memory.slot_frames[job.row], job.chunk, w.frames, w.sinks, tokens
             )
-            start = time.perf_counter_ns()
-            row = slice(job.row, job.row + 1)
-            ops.refresh_sinks(
-                memory.k_ring[:, row], memory.v_ring[:, row], memory.sink_time[:, row], memory.sink_index[:, row],
-                memory.last[row], np.array([job.chunk], np.int64),
-                window=w.frames, sinks=w.sinks, tokens_per_frame=tokens, theta=m.attention.rope_theta,
-                threshold=w.sink_threshold if work.config.sinks == "adaptive" else None,
-                positions=work.config.positions, threads=self.device.threads,
-            )
-            self.ops_ns += time.perf_counter_ns() - start
+
+    def _refresh_sinks(self, job: Job, work: Work) -> None:
+        """All blocks of one row: what its last frame does to the sinks, and their positions now."""
+        start = time.perf_counter_ns()
+        m, memory, row = self._manifest, self.memory, slice(job.row, job.row + 1)
+        ops.refresh_sinks(
+            memory.k_ring[:, row],
+            memory.v_ring[:, row],
+            memory.sink_time[:, row],
+            memory.sink_index[:, row],
+            memory.last[row],
+            np.array([job.chunk], np.int64),
+            window=m.window.frames,
+            sinks=m.window.sinks,
+            tokens_per_frame=m.geometry.tokens_per_frame,
+            theta=m.attention.rope_theta,
+            threshold=m.window.sink_threshold if work.config.sinks == "adaptive" else None,
+            positions=work.config.positions,
+            threads=self.device.threads,
+        )
+        self.ops_ns += time.perf_counter_ns() - start
 
     def _load_prompt(self, row: int, prompt: PromptContext) -> None:
         start = time.perf_counter_ns()
@@ -346,13 +401,22 @@ class Stage:
         return window.rope_time(frame, a.rope_time_pairs, a.rope_theta)
 
     def _advance(self, job: Job, work: Work, lane: Lane, position: int) -> None:
-        """Predicted velocity -> the latent at the next step's noise, or the clean latent after the last step."""
+        """Predicted velocity -> the latent at the next step's noise, or the clean latent after the
+        last step.
+        """
         last = job.step + 1 == work.steps
         out = self._wires.clean[job.seat, :, 0] if last else self._wires.noisy[job.row + 1]
         ops.renoise(
-            lane.values["noisy"][position], lane.values["velocity"][position],
-            self._sigma(job.step, work), self._sigma(job.step + 1, work),
-            seed=work.config.seed, session=0, chunk=job.chunk, step=job.step + 1, out=out, threads=self.device.threads,
+            lane.values["noisy"][position],
+            lane.values["velocity"][position],
+            self._sigma(job.step, work),
+            self._sigma(job.step + 1, work),
+            seed=work.config.seed,
+            session=0,
+            chunk=job.chunk,
+            step=job.step + 1,
+            out=out,
+            threads=self.device.threads,
         )
 
     def _decode(self, task: Task, work: Work) -> NDArray[np.uint8] | None:

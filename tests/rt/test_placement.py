@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rt.errors import ConfigError
 from rt.placement import cut
 
@@ -25,7 +26,9 @@ def test_equals_brute_force(costs: list[float], speeds: list[float]) -> None:
     assert [u for r in ranges for u in r] == list(range(len(costs)))
     assert all(ranges)
     best = min(
-        slowest(costs, speeds, [range(a, b) for a, b in itertools.pairwise((0, *middle, len(costs)))])
+        slowest(
+            costs, speeds, [range(a, b) for a, b in itertools.pairwise((0, *middle, len(costs)))]
+        )
         for middle in itertools.combinations(range(1, len(costs)), len(speeds) - 1)
     )
     assert slowest(costs, speeds, ranges) == best

@@ -1,4 +1,6 @@
-"""The scheduler against a naive model of rings and stations, driven by hypothesis as a random device would."""
+"""The scheduler against a naive model of rings and stations, driven by hypothesis as a random
+device would.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections import defaultdict
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from rt.scheduler import HANDOVER_DEPTH, Routes, Scheduler, Task
 
 ROWS_PER_SEAT = 4
@@ -52,7 +55,9 @@ class Controller(RuleBasedStateMachine):
         if ready:
             session = data.draw(st.sampled_from(ready))
             chunk = self.arrived[session]
-            self.scheduler.arrived(session, chunk, None if deadline is None else chunk * 10 + deadline)
+            self.scheduler.arrived(
+                session, chunk, None if deadline is None else chunk * 10 + deadline
+            )
             self.done[session, chunk] = -2
             self.arrived[session] += 1
 
@@ -124,7 +129,9 @@ class Controller(RuleBasedStateMachine):
     @invariant()
     def conservation(self) -> None:
         for session in getattr(self, "seats", {}):
-            assert self.arrived[session] == len(self.left[session]) + self.scheduler.in_flight(session)
+            assert self.arrived[session] == len(self.left[session]) + self.scheduler.in_flight(
+                session
+            )
             assert self.left[session] == list(range(len(self.left[session]))), "out in order"
 
     @invariant()
@@ -196,7 +203,7 @@ def test_adjacent_rows_form_a_batch() -> None:
 
 
 def test_two_steps_of_one_session_in_one_batch() -> None:
-    """Rows 0 and 1 of a seat: the younger chunk may follow into the row that the older one leaves."""
+    """Rows 0 and 1 of a seat: the younger chunk follows into the row that the older one leaves."""
     scheduler = Scheduler(Routes((0,), (1,), (2,)), 2, 4)
     scheduler.open(0, 0, 2)
     for chunk in range(2):

@@ -11,7 +11,9 @@ _MODULES = {"onnxruntime": ("onnxruntime", "OnnxRuntimeBackend")}
 
 
 def create(name: str, threads: int) -> Backend:
-    """The backend `name`, with `threads` host threads. Raises ConfigError if it is unknown or its library is absent."""
+    """The backend `name`, with `threads` host threads. Raises ConfigError if it is unknown or its
+    library is absent.
+    """
     if name not in _MODULES:
         raise ConfigError(f"backend: got {name!r}, expected one of {sorted(_MODULES)}")
     module, attribute = _MODULES[name]

@@ -1,6 +1,7 @@
 """The interface of an engine: a loaded plan that runs over fixed addresses.
 
-A backend turns plan files into engines on one device. It owns no state of a stream and copies nothing.
+A backend turns plan files into engines on one device. It owns no state of a stream and copies
+nothing.
 """
 
 from __future__ import annotations
@@ -36,5 +37,5 @@ class Backend(Protocol):
     name: str
 
     def load(self, directory: Path, plan: Plan) -> Engine:
-        """Load `directory / plan.file`. Raises EngineMismatch for a file that the library refuses."""
+        """Load `directory / plan.file`. Raises EngineMismatch for a file that is refused."""
         ...

@@ -26,7 +26,9 @@ class OnnxRuntimeEngine:
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         missing = (self._inputs | self._outputs) ^ set(arrays)
         if missing:
-            raise EngineMismatch(f"{self._file}: bindings {sorted(missing)} differ from the manifest")
+            raise EngineMismatch(
+                f"{self._file}: bindings {sorted(missing)} differ from the manifest"
+            )
         binding = self._session.io_binding()
         for name, array in arrays.items():
             assert array.flags.c_contiguous, name
@@ -58,13 +60,17 @@ class OnnxRuntimeBackend:
         path = directory / plan.file
         try:
             session = ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
-        except (RuntimeError, ValueError) as error:  # ONNX Runtime's own errors derive from RuntimeError
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # ONNX Runtime's own errors derive from RuntimeError
             reason = str(error).splitlines()[0]
-            raise EngineMismatch(f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}") from error
+            raise EngineMismatch(
+                f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
+            ) from error
         return OnnxRuntimeEngine(session, plan.file)
 
 
 def library_version() -> str:
     """Version of the library that would run the engines."""
     return f"onnxruntime {ort.__version__}"
-

@@ -1,0 +1,72 @@
+"""Rows of measurements: printed as a table, written as JSON with the machine that they were taken
+on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement. `value` is the median of `runs`; `limit` is what it is compared with, if
+    anything.
+    """
+
+    name: str
+    value: float
+    unit: str
+    runs: int
+    limit: float | None = None
+    note: str = ""
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers depend on."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def publish(title: str, rows: Sequence[Row], path: Path) -> None:
+    """Print `rows` and write them beside each other to `path`, one JSON object a line."""
+    table = Table(title=title)
+    for heading in ("measurement", "value", "unit", "runs", "share of limit", "note"):
+        table.add_column(heading)
+    for row in rows:
+        share = "" if not row.limit else f"{row.value / row.limit:.2f}"
+        table.add_row(row.name, f"{row.value:.4g}", row.unit, str(row.runs), share, row.note)
+    Console(width=140).print(table)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    lines = [
+        json.dumps({"benchmark": title, **dataclasses.asdict(row), "machine": about})
+        for row in rows
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    print(f"written to {path}")
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

@@ -1,0 +1,66 @@
+"""Groups frames into chunks: 1 frame, then 4 and 4 and 4, because Wan's first latent frame encodes
+one picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from .config import Start
+from .frame import Chunk, Frame, Phase
+
+FRAMES_PER_CHUNK = 4
+GAP_S = 1.0
+"""A pause in the source after which the picture before is no predecessor (DESIGN section 4)."""
+
+
+class Chunker:
+    """Owns the frames of one session that are not yet a chunk. Every frame ends in exactly one
+    chunk, in order.
+
+    start "fast": the first chunk as soon as there is one frame. "full": when there are five, with
+    the second chunk.
+    """
+
+    def __init__(self, session: int, start: Start) -> None:
+        self._session = session
+        self._held_until_full = start == "full"
+        self._frames: list[Frame] = []
+        self._next = 0
+        self._last_pts_s: float | None = None
+
+    def push(self, frame: Frame) -> list[Chunk]:
+        """The chunks that are complete with this frame: none, one, or two at the end of a full
+        start.
+        """
+        self._frames.append(frame)
+        if self._held_until_full and len(self._frames) <= FRAMES_PER_CHUNK:
+            return []
+        self._held_until_full = False
+        return self._take(complete=True)
+
+    def flush(self) -> list[Chunk]:
+        """The source has ended: what is left, the last chunk perhaps with fewer frames."""
+        return self._take(complete=False)
+
+    def _take(self, *, complete: bool) -> list[Chunk]:
+        chunks = []
+        while self._frames:
+            size = 1 if self._next == 0 else FRAMES_PER_CHUNK
+            if complete and len(self._frames) < size:
+                break
+            chunks.append(self._chunk(tuple(self._frames[:size])))
+            del self._frames[:size]
+        return chunks
+
+    def _chunk(self, frames: tuple[Frame, ...]) -> Chunk:
+        """A chunk continues its predecessor unless pts jump, forwards by more than a gap or
+        backwards, to or in it.
+        """
+        times = [t for t in (self._last_pts_s, *(f.pts_s for f in frames)) if t is not None]
+        smooth = all(0 <= b - a <= GAP_S for a, b in itertools.pairwise(times))
+        index = self._next
+        self._next += 1
+        self._last_pts_s = frames[-1].pts_s
+        phase: Phase = "first" if index == 0 else "step"
+        return Chunk(self._session, index, phase, frames, continues=index > 0 and smooth)

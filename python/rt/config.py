@@ -1,0 +1,107 @@
+"""Frozen options of a session, checked when they are made. What belongs to a model is in its
+manifest instead.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+VERSION = importlib.metadata.version("streamdiffusion-rt")
+
+Prompt = str | Path | Sequence[tuple[str, float]]
+"""A text, a file of embeddings, or a weighted mix of texts."""
+
+Motion = Literal["flow", "difference", "off"]
+Start = Literal["fast", "full"]
+Positions = Literal["window", "absolute"]
+Sinks = Literal["adaptive", "fixed"]
+Fit = Literal["crop", "stretch"]
+
+
+@dataclass(frozen=True, slots=True)
+class SLO:
+    """What a live viewer needs: frames at `fps` (None: as the source), each within `latency_ms` of
+    its capture.
+
+    `percentile` of the frames have to hold it.
+    """
+
+    fps: float | None = None
+    latency_ms: float = 1000.0
+    percentile: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and not 0 < self.fps < 1e4:
+            raise ConfigError(f"slo.fps: got {self.fps}, expected a rate in frames/s, above 0")
+        if not 0 < self.latency_ms < 1e7:
+            raise ConfigError(
+                f"slo.latency_ms: got {self.latency_ms}, expected a budget in ms, above 0"
+            )
+        if not 0 < self.percentile <= 1:
+            raise ConfigError(
+                f"slo.percentile: got {self.percentile}, expected a share above 0, up to 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """How one video is restyled.
+
+    prompt: what it should look like. slo: None = no deadlines; the source is slowed instead and the
+    result is reproducible bit for bit. seed: of the noise, 0 .. 2**64 - 1. steps: denoising steps
+    per chunk, None = the model's own. motion: what sets the noise strength. start: begin after one
+    frame ("fast") or five ("full"). positions: rotary positions, bounded by the window or absolute.
+    sinks: replaced when the scene changes, or kept. fit: how a picture of another aspect ratio
+    meets the engine's size.
+    """
+
+    prompt: Prompt
+    slo: SLO | None = None
+    seed: int = 0
+    steps: int | None = None
+    motion: Motion = "flow"
+    start: Start = "fast"
+    positions: Positions = "window"
+    sinks: Sinks = "adaptive"
+    fit: Fit = "crop"
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+        if not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed: got {self.seed}, expected 0 to 2**64 - 1")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps: got {self.steps}, expected at least 1")
+        _check_choice("motion", self.motion, Motion)
+        _check_choice("start", self.start, Start)
+        _check_choice("positions", self.positions, Positions)
+        _check_choice("sinks", self.sinks, Sinks)
+        _check_choice("fit", self.fit, Fit)
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Raises ConfigError for a prompt without words, or a mix without weight."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ConfigError(
+                "prompt: got an empty text, expected words; say what the video should look like"
+            )
+    elif not isinstance(prompt, Path):
+        pairs = list(prompt)
+        total = sum(weight for _, weight in pairs)
+        if not pairs or any(weight < 0 for _, weight in pairs) or total <= 0:
+            raise ConfigError(
+                f"prompt: got weights {[w for _, w in pairs]}, expected some above 0, none below"
+            )
+        for text, _ in pairs:
+            check_prompt(text)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(get_args(choices))}")

@@ -1,0 +1,513 @@
+"""The runtime on a micro engine: laws 4, 5 and 7 of the design, and the whole chain against plain
+PyTorch modules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from micro_engine import MICRO, SIZE
+from numpy.typing import NDArray
+
+import rt
+from export.verify import twin
+from rt import noise, ops, window
+
+Pictures = list[NDArray[np.uint8]]
+PROMPT = "a pencil sketch"
+
+
+def scene(count: int, seed: int = 0) -> Pictures:
+    """A texture that slides, with a jump in the middle: motion, then a new scene."""
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 255, (SIZE, 4 * SIZE, 3), dtype=np.uint8)
+    return [
+        np.roll(texture, (-3 * i, 7 * (i > count // 2)), (1, 0))[:, :SIZE].copy()
+        for i in range(count)
+    ]
+
+
+def restyle(pipeline: rt.Pipeline, pictures: Sequence[Any], **options: Any) -> Pictures:
+    with pipeline.session(prompt=PROMPT, **options) as session:
+        return [frame.rgb for frame in session.stream(pictures)]
+
+
+def equal(a: Pictures, b: Pictures) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_engine: Path) -> Iterator[rt.Pipeline]:
+    with rt.Pipeline.load(tiny_engine, steps=4) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline: rt.Pipeline) -> Pictures:
+    """What one stage and one session make of 41 frames."""
+    return restyle(pipeline, scene(41))
+
+
+def test_second_session_equals_a_fresh_one(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    restyle(pipeline, scene(23, seed=5), steps=4, seed=9, positions="absolute")
+    assert equal(restyle(pipeline, scene(41)), expected)
+
+
+def test_another_process_gives_the_same_bits(tiny_engine: Path, expected: Pictures) -> None:
+    code = (
+        "import sys, hashlib, rt; sys.path[:0] = sys.argv[2:];"
+        "from test_pipeline import restyle, scene;"
+        "p = rt.Pipeline.load(sys.argv[1], steps=4);"
+        "print(hashlib.sha256(b''.join(x.tobytes() for x in restyle(p, scene(41)))).hexdigest())"
+    )
+    here = Path(__file__).parent
+    arguments = [sys.executable, "-c", code, str(tiny_engine), str(here), str(here.parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    digest = hashlib.sha256(b"".join(x.tobytes() for x in expected)).hexdigest()
+    assert done.stdout.strip() == digest
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5])
+def test_any_placement_gives_the_same_bits(
+    tiny_engine: Path, expected: Pictures, stages: int
+) -> None:
+    names = [f"cpu:{i}" for i in range(stages)]
+    with rt.Pipeline.load(tiny_engine, names, steps=4) as several:
+        assert len({s.device for s in several.status().placement}) == stages
+        assert equal(restyle(several, scene(41)), expected)
+        assert equal(restyle(several, scene(41)), expected)
+
+
+@pytest.mark.parametrize("max_batch", [1, 4])
+@pytest.mark.parametrize("devices", ["cpu", "cpu:0,cpu:1"])
+def test_sessions_together_equal_each_alone(
+    tiny_engine: Path, expected: Pictures, max_batch: int, devices: str
+) -> None:
+    others = scene(30, seed=3)
+    with rt.Pipeline.load(tiny_engine, devices, seats=2, steps=2, max_batch=max_batch) as shared:
+        results: dict[str, Pictures] = {}
+
+        def run(name: str, pictures: Pictures, seed: int) -> None:
+            results[name] = restyle(shared, pictures, seed=seed, steps=2)
+
+        threads = [
+            threading.Thread(target=run, args=("one", scene(41), 0)),
+            threading.Thread(target=run, args=("two", others, 5)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert equal(results["one"], expected)
+        assert equal(results["two"], restyle(shared, others, seed=5, steps=2))
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    count=st.integers(0, 14),
+    start=st.sampled_from(["fast", "full"]),
+    steps=st.integers(1, 4),
+    motion=st.sampled_from(["flow", "difference", "off"]),
+    positions=st.sampled_from(["window", "absolute"]),
+    sinks=st.sampled_from(["adaptive", "fixed"]),
+)
+def test_as_many_frames_out_as_in(pipeline: rt.Pipeline, count: int, **options: Any) -> None:
+    with pipeline.session(prompt=PROMPT, **options) as session:
+        frames = list(session.stream(scene(count) if count else []))
+        report = session.report()
+    assert [frame.index for frame in frames] == list(range(count))
+    assert all(frame.rgb.shape == (SIZE, SIZE, 3) for frame in frames)
+    assert report.frames_in == report.frames_emitted == report.frames_on_time == count
+    assert report.frames_late == report.frames_dropped == report.frames_in_flight == 0
+    assert len(report.chunks) == -(-(count + 3) // 4) if count else not report.chunks
+
+
+def test_options_change_the_picture(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    """Every option reaches the model. 41 frames are 11 latent frames: the window is full from the
+    7th on.
+    """
+    for options in (
+        {"seed": 1},
+        {"steps": 1},
+        {"steps": 3},
+        {"motion": "off"},
+        {"positions": "absolute"},
+    ):
+        assert not equal(restyle(pipeline, scene(41), **options), expected), options
+
+
+def test_flicker_is_motion_for_the_difference_only(pipeline: rt.Pipeline) -> None:
+    still = np.random.default_rng(0).integers(0, 120, (SIZE, SIZE, 3))
+    flicker = [(still + 8 * (i % 4)).astype(np.uint8) for i in range(13)]
+    off = restyle(pipeline, flicker, motion="off")
+    assert equal(restyle(pipeline, flicker, motion="flow"), off)
+    assert not equal(restyle(pipeline, flicker, motion="difference"), off)
+
+
+def test_full_start_only_waits(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    """Both starts make the same chunks, so the pictures are the same; the delay differs."""
+    assert equal(restyle(pipeline, scene(41), start="full"), expected)
+
+
+# The whole chain, written down plainly
+
+
+def torch_chain(
+    directory: Path, pictures: Pictures, steps: int, positions: Any, sinks: str
+) -> Pictures:
+    """The main job without runtime, engines, ops or seats: PyTorch units in a loop, NumPy between
+    them.
+    """
+    from rt import manifest as manifests
+
+    m = manifests.read(directory)
+    chain = twin(m, directory, MICRO, fold_time=False)
+    units = {u.name: u for u in chain.units}
+    w, g, a = m.window, m.geometry, m.attention
+    sigmas = noise.sigma_table(m.noise.shift)
+
+    def call(name: str, phase: str, **values: Any) -> dict[str, Any]:
+        spec = units[name].phases[phase]
+        with torch.inference_mode():
+            out = spec.module(*(torch.as_tensor(values[n]) for n in spec.input_names))
+        out = out if isinstance(out, tuple) else (out,)
+        return dict(zip(spec.output_names, (o.numpy() for o in out), strict=True))
+
+    embeddings = embed(directory, m, call)
+    context = call("prompt_in", "step", embeddings=embeddings)["context"]
+    prompts = [call(f"prompt_kv_{b}", "step", context=context) for b in range(a.blocks)]
+    shape = (a.heads, w.frames * g.tokens_per_frame, a.head_dim)
+    rows = [
+        [
+            {
+                "k_ring": np.zeros((1, *shape), np.float32),
+                "v_ring": np.zeros((1, *shape), np.float32),
+                "sink_time": np.zeros(
+                    (a.heads, w.sinks * g.tokens_per_frame, 2 * a.rope_time_pairs)
+                ),
+                "sink_index": np.full(w.sinks, -1, np.int64),
+            }
+            for _ in range(a.blocks)
+        ]
+        for _ in range(steps)
+    ]
+    caches: dict[str, Any] = {}
+
+    def vae(kind: str, phase: str, value: Any) -> Any:
+        for unit in chain.chain:
+            if unit.kind == kind:
+                spec = unit.phases[phase]
+                state = {
+                    s.input: caches.get((unit.name, s.input), np.zeros(s.shape, np.float32))
+                    for s in spec.state
+                }
+                out = call(unit.name, phase, **{spec.inputs[0].name: value}, **state)
+                for s in spec.state:
+                    caches[unit.name, s.input] = out[s.output]
+                value = out[spec.outputs[0].name]
+        return value
+
+    restyled: Pictures = []
+    starts = [0, *range(1, len(pictures), 4)]
+    previous: float | None = None
+    for index, start in enumerate(starts):
+        chunk = pictures[start : 1 if index == 0 else start + 4]
+        phase = "first" if index == 0 else "step"
+        padded = chunk + [chunk[-1]] * ((1 if index == 0 else 4) - len(chunk))
+        pixels = np.stack(padded, 0).transpose(3, 0, 1, 2)[None].astype(np.float32) / 127.5 - 1
+        latent = vae("encode", phase, pixels)[0, :, 0]
+        scale = (
+            m.noise.s_max
+            if previous is None
+            else m.noise.smoothing * m.noise.s_max + (1 - m.noise.smoothing) * previous
+        )
+        previous = scale
+        timesteps = [int(1000 * scale) + m.noise.timestep_offset, *m.noise.timesteps[1:steps]]
+        levels = [noise.sigma_at(sigmas, t) for t in timesteps] + [0.0]
+        eps = [noise_of(latent.shape, index, step) for step in range(steps)]
+        noisy = noise.mix(latent, scale, eps[0])
+        for step in range(steps):
+            values = call(
+                "dit_in",
+                "step",
+                noisy=noisy[None],
+                timestep=np.float32([timesteps[step]]),
+                rope_time=window.rope_time(index, a.rope_time_pairs, a.rope_theta)[None],
+            )
+            held = np.array(
+                [
+                    max(
+                        (j for j in range(index) if window.slot(j, w.frames, w.sinks) == s),
+                        default=-1,
+                    )
+                    for s in range(w.frames)
+                ]
+            )
+            mask = window.row_mask(held, index, w.frames, w.sinks, g.tokens_per_frame)[
+                None, None, None
+            ]
+            at = np.int64([window.slot(index, w.frames, w.sinks) * g.tokens_per_frame])
+            for b, ring in enumerate(rows[step]):
+                window.refresh_sinks(
+                    ring["k_ring"][0],
+                    ring["v_ring"][0],
+                    ring["sink_time"],
+                    ring["sink_index"],
+                    index - 1,
+                    index,
+                    window=w.frames,
+                    sinks=w.sinks,
+                    tokens_per_frame=g.tokens_per_frame,
+                    theta=a.rope_theta,
+                    threshold=w.sink_threshold if sinks == "adaptive" else None,
+                    positions=positions,
+                )
+                flow = {n: values[n] for n in ("x", "modulation", "rope")}
+                out = call(
+                    f"block_{b}",
+                    "step",
+                    **flow,
+                    write_index=at,
+                    mask=mask,
+                    **prompts[b],
+                    k_ring=ring["k_ring"],
+                    v_ring=ring["v_ring"],
+                )
+                values["x"] = out["x_next"]
+                ring["k_ring"], ring["v_ring"] = (
+                    out["k_ring_next"].copy(),
+                    out["v_ring_next"].copy(),
+                )
+            out = call("dit_out", "step", x=values["x"], head_modulation=values["head_modulation"])
+            after = eps[step + 1] if step + 1 < steps else np.zeros_like(latent)
+            noisy = noise.renoise(noisy, out["velocity"][0], levels[step], levels[step + 1], after)
+        pixels = vae("decode", phase, noisy[None, :, None])[0]
+        grey = np.rint((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)
+        restyled += list(grey.transpose(1, 2, 3, 0)[: len(chunk)])
+    return restyled
+
+
+def embed(directory: Path, m: Any, call: Callable[..., dict[str, Any]]) -> Any:
+    from tokenizers import Tokenizer
+
+    ids = Tokenizer.from_file(str(directory / m.text.tokenizer)).encode(PROMPT).ids
+    ids = ids[: m.text.length]
+    token_ids, mask = (
+        np.zeros((1, m.text.length), np.int64),
+        np.zeros((1, m.text.length), np.float32),
+    )
+    token_ids[0, : len(ids)], mask[0, : len(ids)] = ids, 1
+    return call("text", "step", token_ids=token_ids, token_mask=mask)["embeddings"]
+
+
+def noise_of(shape: tuple[int, ...], chunk: int, step: int) -> Any:
+    return ops.philox_normal(shape, seed=0, session=0, chunk=chunk, step=step)
+
+
+@pytest.mark.parametrize(
+    ("steps", "positions", "sinks"),
+    [
+        (1, "window", "fixed"),
+        (2, "window", "adaptive"),
+        (2, "absolute", "adaptive"),
+        (3, "absolute", "fixed"),
+    ],
+)
+def test_runtime_equals_plain_torch(
+    pipeline: rt.Pipeline, tiny_engine: Path, steps: int, positions: Any, sinks: Any
+) -> None:
+    pictures = scene(50)
+    ours = restyle(pipeline, pictures, steps=steps, positions=positions, sinks=sinks, motion="off")
+    plain = torch_chain(tiny_engine, pictures, steps, positions, sinks)
+    assert len(ours) == len(plain)
+    difference = np.abs(np.int16(ours) - np.int16(plain))
+    assert difference.max() <= 1, [int(d.max()) for d in difference]
+    assert np.int16(ours).std() > 5, "a picture, not a constant"
+
+
+# Prompts
+
+
+def test_prompt_changes_in_flight_from_the_chunk_on_that_it_says(
+    pipeline: rt.Pipeline, expected: Pictures
+) -> None:
+    session = pipeline.session(prompt=PROMPT)
+    out: Pictures = []
+    with session:
+        pictures = scene(41)
+        effective = 0
+
+        def feed() -> Iterator[Any]:
+            nonlocal effective
+            for i, picture in enumerate(pictures):
+                if i == 17:
+                    effective = session.update(prompt="neon edges", transition_chunks=2)
+                yield picture
+
+        out = [frame.rgb for frame in session.stream(feed())]
+    first = 1 + 4 * (effective - 1)
+    assert effective == 5
+    assert equal(out[:first], expected[:first])
+    assert all(not np.array_equal(a, b) for a, b in zip(out[first:], expected[first:], strict=True))
+
+
+def test_a_mix_of_one_prompt_is_that_prompt(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    with pipeline.session(prompt=[(PROMPT, 0.5), (PROMPT, 1.5)]) as session:
+        out = [frame.rgb for frame in session.stream(scene(41))]
+    assert np.abs(np.int16(out) - np.int16(expected)).max() <= 1
+
+
+def test_long_prompts_are_cut_and_said_so(pipeline: rt.Pipeline) -> None:
+    with pipeline.session(prompt="word " * 600) as session:
+        assert any("cut" in remark for remark in session.remarks)
+        assert len(list(session.stream(scene(3)))) == 3
+
+
+def test_prompt_from_a_file_of_embeddings(pipeline: rt.Pipeline, tmp_path: Path) -> None:
+    text = pipeline.manifest.text
+    np.save(tmp_path / "prompt.npy", np.ones((3, text.width), np.float32))
+    with pipeline.session(prompt=tmp_path / "prompt.npy") as session:
+        assert len(list(session.stream(scene(2)))) == 2
+    np.save(tmp_path / "wide.npy", np.ones((3, text.width + 1), np.float32))
+    for bad in ("wide.npy", "missing.npy"):
+        with pytest.raises(rt.ConfigError, match="prompt"):
+            pipeline.session(prompt=tmp_path / bad)
+    assert len(restyle(pipeline, scene(2))) == 2, "a refused session gives its seat back"
+
+
+# Frames and refusals
+
+
+def test_frames_of_other_libraries(pipeline: rt.Pipeline) -> None:
+    from PIL import Image
+
+    class OnlyDlpack:
+        def __init__(self, array: NDArray[np.uint8]) -> None:
+            self._array = array
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self._array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return self._array.__dlpack_device__()
+
+    pictures = scene(5)
+    plain = restyle(pipeline, pictures)
+    for convert in (torch.from_numpy, Image.fromarray, OnlyDlpack, np.ascontiguousarray):
+        assert equal(restyle(pipeline, [convert(p) for p in pictures]), plain)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        "text",
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(pipeline: rt.Pipeline, bad: Any) -> None:
+    with pipeline.session(prompt=PROMPT) as session:
+        out = []
+        with pytest.raises(rt.SourceError, match=r"expected uint8 \[H, W, 3\]"):
+            out.extend(session.stream([*scene(2), bad]))
+        assert session.report().frames_in == 2
+
+
+def test_other_sizes_are_resized_and_said_so(pipeline: rt.Pipeline) -> None:
+    for height, width in ((1, 1), (33, 71), (480, 320)):
+        picture = np.full((height, width, 3), 80, np.uint8)
+        with pipeline.session(prompt=PROMPT) as session:
+            (frame,) = session.stream([picture])
+            assert frame.rgb.shape == (SIZE, SIZE, 3)
+            assert any(f"{width}x{height}" in remark for remark in session.remarks)
+
+
+def test_seats_are_counted(tiny_engine: Path) -> None:
+    with rt.Pipeline.load(tiny_engine, seats=1) as one:
+        with one.session(prompt=PROMPT), pytest.raises(rt.AdmissionRefused, match="1 seats"):
+            one.session(prompt=PROMPT)
+        with one.session(prompt=PROMPT) as again:
+            assert len(list(again.stream(scene(2)))) == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps": 5}, {"seed": -1}, {"motion": "none"}, {"prompt": " "}]
+)
+def test_wrong_options_are_refused(pipeline: rt.Pipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(rt.ConfigError, match="got"):
+        pipeline.session(**({"prompt": PROMPT} | options))
+
+
+# Faults
+
+
+@pytest.mark.parametrize("devices", ["cpu", "cpu:0,cpu:1"])
+@pytest.mark.parametrize("kind", ["encode", "denoise", "decode"])
+def test_a_failing_stage_ends_only_its_session(
+    tiny_engine: Path, expected: Pictures, monkeypatch: pytest.MonkeyPatch, devices: str, kind: str
+) -> None:
+    with rt.Pipeline.load(tiny_engine, devices, seats=2, steps=2, max_batch=1) as shared:
+        for stage in shared.stages:
+
+            def run(task: Any, works: Any, run: Any = stage.run) -> Any:
+                if task.kind == kind and task.jobs[0].session == 0 and task.jobs[0].chunk == 3:
+                    raise RuntimeError("injected")
+                return run(task, works)
+
+            monkeypatch.setattr(stage, "run", run)
+        results: list[Any] = []
+        doomed = shared.session(prompt=PROMPT)
+        healthy = threading.Thread(target=lambda: results.append(restyle(shared, scene(41))))
+        healthy.start()
+        with doomed, pytest.raises(rt.StageFailed, match="chunk 3: RuntimeError: injected"):
+            list(doomed.stream(scene(41)))
+        healthy.join()
+        assert equal(results[0], expected)
+        assert equal(restyle(shared, scene(41)), expected), "the pipeline stays usable"
+
+
+def test_a_consumer_that_leaves_frees_its_seat(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    for wanted in (0, 1, 6):
+        with pipeline.session(prompt=PROMPT) as session:
+            stream = session.stream(scene(200))
+            for _ in range(wanted):
+                next(stream)
+        report = session.report()
+        assert report.frames_in == report.frames_emitted + report.frames_dropped
+    assert equal(restyle(pipeline, scene(41)), expected)
+
+
+def test_push_and_pull(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    with pipeline.session(prompt=PROMPT) as session:
+        out = []
+        for picture in scene(41):
+            session.push(picture, timeout_s=30)
+            while session.report().frames_in - len(out) > 6:
+                frame = session.pull(timeout_s=30)
+                assert frame is not None
+                out.append(frame.rgb)
+        session.finish()
+        while (frame := session.pull(timeout_s=30)) is not None:
+            out.append(frame.rgb)
+        assert equal(out, expected)
+        with pytest.raises(TimeoutError, match="no frame"):
+            pipeline_session_without_input(pipeline)
+
+
+def pipeline_session_without_input(pipeline: rt.Pipeline) -> None:
+    with rt.Pipeline.load(pipeline.directory) as other, other.session(prompt=PROMPT) as idle:
+        idle.pull(timeout_s=0.01)
