@@ -1,0 +1,19 @@
+"""Pictures in and pictures out: a video file or a made scene as a source, a video file as a sink.
+
+The only part of `rt` that imports PyAV, and imported only by the command lines: `import rt` needs
+no video library. Refuses live devices and networks: those belong to the server.
+"""
+
+from .sinks import VideoSink, open_sink, side_by_side
+from .sources import MovingScene, VideoFile, VideoSource, moving_scene, open_source
+
+__all__ = [
+    "MovingScene",
+    "VideoFile",
+    "VideoSink",
+    "VideoSource",
+    "moving_scene",
+    "open_sink",
+    "open_source",
+    "side_by_side",
+]
