@@ -34,6 +34,8 @@ from rt.manifest import Manifest, Plan, Unit
 
 VERSION = "0.1.0"
 TOKENIZER = "tokenizer.json"
+KEY = "key"
+"""File in a staging folder that says what it is for."""
 TOLERANCE = {"fp32": 1e-4}
 """Largest absolute difference between a plan and its PyTorch unit, per precision."""
 MOTION_SMOOTHING = 0.9
@@ -245,7 +247,8 @@ def _staging(out: Path, name: str, key: str) -> Iterator[Path]:
         if old.exists() and not target.exists():
             os.rename(old, target)
         shutil.rmtree(old, ignore_errors=True)
-        stamp = staging / "key"
+        (target / KEY).unlink(missing_ok=True)
+        stamp = staging / KEY
         fresh = not stamp.is_file() or stamp.read_text() != key
         for path in list(staging.iterdir()):
             if fresh or path.suffix == weights.PARTIAL:
@@ -262,10 +265,10 @@ def _staging(out: Path, name: str, key: str) -> Iterator[Path]:
 def _replace(staging: Path, target: Path) -> None:
     """Put the finished folder in the place of the target; a cut between is mended by `_staging`."""
     old = target.with_name(f".{target.name}.old")
-    (staging / "key").unlink()
     if target.exists():
         os.rename(target, old)
     os.rename(staging, target)
+    (target / KEY).unlink()
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -48,7 +48,7 @@ MICRO = ModelConfig("micro", _DIT, _TAEHV, _TEXT, Sampling())
 MICRO_WAN = ModelConfig("micro-wan", _DIT, VaeConfig(width=8, residual_blocks=1), _TEXT, Sampling())
 """The same with a Wan VAE."""
 
-_exports: dict[object, graphs.Graph] = {}
+exports: dict[object, graphs.Graph] = {}
 
 
 def micro_options(out: Path, **changes: Any) -> Options:
@@ -73,9 +73,9 @@ def remembered_exports() -> Iterator[None]:
         shapes = tuple(tuple(tensor.shape) for tensor in arguments)
         facts = (type(module).__name__, getattr(module, "phase", None), weights, shapes)
         key = (*facts, tuple(inputs), tuple(outputs), repr(rest))
-        if key not in _exports:
-            _exports[key] = export(module, arguments, inputs, outputs, **rest)
-        return _exports[key]
+        if key not in exports:
+            exports[key] = export(module, arguments, inputs, outputs, **rest)
+        return exports[key]
 
     # The exporter parses its whole library again for every graph, which is most of its time.
     library = patch.object(ONNXRegistry, "from_torchlib", staticmethod(_from_torchlib))
