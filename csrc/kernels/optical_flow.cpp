@@ -73,7 +73,7 @@ SDRT_HD Motion blend(const Level& level, float x, float y) {
     const auto first = [&](float at) {
         return std::max(0, static_cast<int32_t>((at - (kPatch - 1)) / static_cast<float>(g.step)));
     };
-    float u = 0.0f, v = 0.0f, total = 0.0f;
+    float u = 0.0f, v = 0.0f, gain = 0.0f, total = 0.0f;
     for (int32_t j = std::min(first(y), g.rows - 1); j < g.rows; ++j) {
         const float dy = std::abs(y - static_cast<float>(g.origin(j, level.a.height)) - 3.5f);
         const bool last_row = j == g.rows - 1;
@@ -91,30 +91,32 @@ SDRT_HD Motion blend(const Level& level, float x, float y) {
             const float w = node.weight * std::max(4.25f - dx, 0.25f) * std::max(4.25f - dy, 0.25f);
             u += w * node.motion.u;
             v += w * node.motion.v;
+            gain += w * node.motion.gain;
             total += w;
         }
     }
-    return {u / total, v / total};
+    return {u / total, v / total, gain / total};
 }
 
 // First motion of every patch of rows [begin, end): from the coarser level, or none.
 SDRT_CLONES void search_rows(Level& level, const Level* coarser, int32_t begin, int32_t end) {
     const FlowGrid& g = level.grid;
+    const float prior = coarser != nullptr ? kInheritedGain : kCoarsestGain;
     for (int32_t j = begin; j < end; ++j) {
         const int32_t y = g.origin(j, level.a.height);
         for (int32_t i = 0; i < g.columns; ++i) {
             const int32_t x = g.origin(i, level.a.width);
             Patch<Lanes> patch;
             prepare_patch(level.a, x, y, patch);
-            Motion start{0.0f, 0.0f};
+            Motion start{0.0f, 0.0f, 1.0f};
             if (coarser != nullptr) {
                 // Centres: a pixel x of this level is (x + 1/2) / 2 - 1/2 of the coarser one.
                 const Motion m = blend(*coarser, 0.5f * (static_cast<float>(x) + 3.5f) - 0.25f,
                                        0.5f * (static_cast<float>(y) + 3.5f) - 0.25f);
-                start = {2.0f * m.u, 2.0f * m.v};
+                start = {2.0f * m.u, 2.0f * m.v, m.gain};
             }
             Node& node = level.nodes[j * g.columns + i];
-            node.motion = search(patch, level.b, x, y, start, level.iterations, node.cost);
+            node.motion = search(patch, level.b, x, y, start, prior, level.iterations, node.cost);
             node.weight = weight_of(patch.confidence, node.cost);
         }
     }
@@ -147,14 +149,15 @@ SDRT_CLONES void offer_rows(Level& level, const std::vector<Node>& before, int32
             float least = own.cost;
             int chosen = -1;
             for (int k = 0; k < count; ++k) {
-                const float cost = respond(patch, level.b, x, y, offers[k]).cost;
+                const float cost = respond(patch, level.b, x, y, offers[k], kInheritedGain).cost;
                 if (cost < least) {
                     least = cost;
                     chosen = k;
                 }
             }
             if (chosen < 0) continue;
-            node.motion = search(patch, level.b, x, y, offers[chosen], level.iterations, node.cost);
+            node.motion = search(patch, level.b, x, y, offers[chosen], kInheritedGain,
+                                 level.iterations, node.cost);
             node.weight = weight_of(patch.confidence, node.cost);
         }
     }
@@ -186,7 +189,7 @@ SDRT_CLONES void blend_row(const Level& level, int32_t y, float scale, Motion* o
     }
     for (int32_t x = 0; x < width; ++x) {
         const float inverse = scale / total[x];
-        out[x] = {u[x] * inverse, v[x] * inverse};
+        out[x] = {u[x] * inverse, v[x] * inverse, 1.0f};
     }
 }
 
