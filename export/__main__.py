@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from rt import manifest as records
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
 
-DIMENSION = "x"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
@@ -28,6 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
@@ -44,17 +49,19 @@ def _parser() -> argparse.ArgumentParser:
 
     build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
     build.add_argument("--model", choices=sorted(PRESETS), default="tiny", help="dimensions")
-    build.add_argument("--checkpoint", type=Path, help="weights; none: seeded random ones")
-    build.add_argument("--seed", type=int, default=0, help="of random weights")
-    build.add_argument("--backend", choices=sorted(BACKENDS), default="onnxruntime")
-    build.add_argument("--precision", choices=sorted(TOLERANCE), default="fp32")
+    build.add_argument("--checkpoint", type=Path, help="folder of weights, as published")
+    build.add_argument("--seed", type=int, help="random weights instead (tiny: 0 if neither)")
+    build.add_argument(
+        "--backend", choices=sorted(BACKENDS), default="onnxruntime", help="what runs the engine"
+    )
+    build.add_argument("--precision", choices=sorted(TOLERANCE), default="fp32", help="of values")
     build.add_argument("--height", type=int, default=256, help="pixels, a multiple of 16")
     build.add_argument("--width", type=int, default=256, help="pixels, a multiple of 16")
     build.add_argument("--max-batch", type=int, default=4, help="most rows in one batch")
-    build.add_argument("--window", type=int, help="latent frames; none: the model's own")
-    build.add_argument("--sinks", type=int, help="pinned frames; none: the model's own")
+    build.add_argument("--window", type=int, help="latent frames (default: the model's own)")
+    build.add_argument("--sinks", type=int, help="pinned latent frames (default: the model's own)")
     build.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
-    build.add_argument("--name", help="folder of this engine; none: the model's name")
+    build.add_argument("--name", help="folder of this engine (default: the model's name)")
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
@@ -63,8 +70,15 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
 
     inspect = _command(commands, "inspect", _inspect, "what an engine or a weights file is")
-    inspect.add_argument("path", type=Path, metavar="PATH")
+    inspect.add_argument("path", type=Path, metavar="PATH", help="folder or file")
     return parser
+
+
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows every default but None, whose meaning is in the text of the option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _command(
@@ -73,8 +87,7 @@ def _command(
     run: Callable[[argparse.Namespace], int],
     text: str,
 ) -> argparse.ArgumentParser:
-    style = argparse.ArgumentDefaultsHelpFormatter
-    command = commands.add_parser(name, help=text, description=text, formatter_class=style)
+    command = commands.add_parser(name, help=text, description=text, formatter_class=_Defaults)
     command.set_defaults(run=run)
     return command
 
@@ -83,6 +96,12 @@ def _build(arguments: argparse.Namespace) -> int:
     from export.build import Options, build_engines
     from export.models.presets import PRESETS
 
+    if arguments.checkpoint is not None and arguments.seed is not None:
+        raise ConfigError("checkpoint, seed: got both, expected one")
+    if arguments.checkpoint is None and arguments.seed is None and arguments.model != "tiny":
+        raise ConfigError(
+            "checkpoint: got none, expected a folder of weights (or --seed N for random ones)"
+        )
     options = Options(
         config=PRESETS[arguments.model],
         height=arguments.height,
@@ -95,7 +114,7 @@ def _build(arguments: argparse.Namespace) -> int:
         window=arguments.window,
         sinks=arguments.sinks,
         checkpoint=arguments.checkpoint,
-        seed=arguments.seed,
+        seed=arguments.seed or 0,
     )
     with _progress() as report:
         built = build_engines(options, report)
@@ -186,29 +205,34 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_engine(manifest: Manifest, directory: Path) -> None:
-    table = Table("unit", "phase", "inputs", "outputs", "state", "MFLOP", "MB", "graph")
+    geometry, window = manifest.geometry, manifest.window
+    print(f"{directory}: {manifest.model}, {manifest.backend} ({manifest.library})")
+    print(
+        f"  {geometry.width}x{geometry.height} pixels, {geometry.tokens_per_frame} tokens a frame, "
+        f"window {window.frames}, sinks {window.sinks}, {manifest.precision}, "
+        f"up to {manifest.max_batch} rows"
+    )
+    print(f"  exporter {manifest.exporter}, key {manifest.key[:12]}")
+    for file in manifest.weights:
+        print(f"  {file.file}: {file.bytes / 1e6:.1f} MB, sha256 {file.sha256[:12]}")
+    shown: dict[tuple[str, str], str] = {}
     for unit in _units(manifest):
         for phase, plan in unit.plans.items():
-            table.add_row(
-                unit.name,
-                phase,
-                _shapes((b.name, b.shape) for b in plan.inputs),
-                _shapes((b.name, b.shape) for b in plan.outputs),
-                _shapes((f"{s.input} ({s.mode})", s.shape) for s in plan.state),
-                f"{plan.flop / 1e6:.1f}",
-                f"{plan.bytes / 1e6:.2f}",
-                plan.graph_sha256[:8],
-            )
-    geometry = manifest.geometry
-    print(f"{directory}: {manifest.model}, {manifest.backend} ({manifest.library})")
-    print(f"  {geometry.width}x{geometry.height} pixels, {geometry.tokens_per_frame} tokens")
-    print(f"  window {manifest.window.frames}, sinks {manifest.window.sinks}")
-    print(f"  exporter {manifest.exporter}, key {manifest.key[:12]}")
-    Console().print(table)
+            line = f"{unit.name:<12} {phase:<5} {plan.flop / 1e6:10.1f} MFLOP"
+            line += f" {plan.bytes / 1e6:9.2f} MB  graph {plan.graph_sha256[:8]}"
+            first = shown.setdefault((unit.kind, plan.graph_sha256), f"{unit.name} {phase}")
+            if first != f"{unit.name} {phase}":
+                print(f"{line}  as {first}")
+                continue
+            print(line)
+            print(f"    in    {_shapes((b.name, b.shape) for b in plan.inputs)}")
+            print(f"    out   {_shapes((b.name, b.shape) for b in plan.outputs)}")
+            for state in plan.state:
+                print(f"    state {_shapes([(state.input, state.shape)])} {state.mode}")
 
 
-def _shapes(values: Iterator[tuple[str, tuple[records.Dimension, ...]]]) -> str:
-    return "\n".join(f"{name} {DIMENSION.join(map(str, shape))}" for name, shape in values)
+def _shapes(values: Iterable[tuple[str, tuple[records.Dimension, ...]]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in values)
 
 
 def _units(manifest: Manifest) -> tuple[Unit, ...]:
