@@ -1,5 +1,6 @@
-"""The operators that touch every pixel or element, run where their arrays live. The only importer
-of `rt._C`.
+"""The operators that touch every pixel or element, run where their arrays live.
+
+Owns the only import of `rt._C`.
 
 Arrays may come from NumPy, CuPy, torch or anything else with the buffer protocol,
 `__cuda_array_interface__` or DLPack; they are never copied. bfloat16 travels as uint16. On the host
@@ -66,8 +67,9 @@ def frames_to_pixels(
 def pixels_to_frames(
     pixels: Array, out: Array | None = None, *, threads: int = 0, cuda_stream: int = 0
 ) -> Array:
-    """The model's pixels to frames: `(clamp(v, -1, 1) + 1) * 127.5`, to nearest with ties to even;
-    NaN gives 0.
+    """The model's pixels to frames: `(clamp(v, -1, 1) + 1) * 127.5`, rounded; NaN gives 0.
+
+    Rounding is to nearest, ties to even.
 
     pixels: float32, float16 or bfloat16 [3, T, H, W] in any strides. out: uint8 [T, H, W, 3].
     """
@@ -88,13 +90,12 @@ def optical_flow(
     *,
     threads: int = 0,
 ) -> Array:
-    """Dense motion from `prev` to `next`: what is at (x, y) in `prev` is at (x + u, y + v) in
-    `next`.
+    """Dense motion: what is at (x, y) in `prev` is at (x + u, y + v) in `next`.
 
     prev, next: uint8 [H, W, 3]. out: float32 [H, W, 2] = (u, v), pixels of this resolution, right
-    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016) with gain and
-    offset of every patch projected out, so a change of brightness is no motion. Equal pictures give
-    exactly 0. "fast" works at the resolution of `optical_flow_magnitude`.
+    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016), where a patch
+    has a gain and an offset as well, so that a change of brightness is no motion. Equal pictures
+    give exactly 0. "fast" works at the resolution of `optical_flow_magnitude`.
     """
     if out is None:
         shape = tuple(prev.shape)
@@ -125,11 +126,12 @@ def optical_flow_magnitude(
 def frame_difference(
     frames: Sequence[Array], last: Array | None, out: Array | None = None, *, threads: int = 0
 ) -> Array:
-    """RMS difference of each frame to its predecessor, pictures scaled to [-1, 1]: the reference's
-    motion.
+    """RMS difference of each frame to its predecessor: the reference's measure of motion.
 
-    frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first is 0. out:
-    float32 [T].
+    Pictures are scaled to [-1, 1].
+
+    frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first is 0.
+    out: float32 [T].
     """
     frames = list(frames)
     if out is None:
@@ -155,10 +157,14 @@ def noise_control(
 
     scores: float32 [T], the chunk's motion per frame; score is their maximum. previous: the record
     of the chunk before, read when `has_previous`. sigmas: float32 [1000], the model's schedule; its
-    timesteps are 1000 sigma. d = clip(score / reference, 0, 1); s = smoothing (s_max - (s_max -
-    s_min) d) + (1 - smoothing) s_previous, s_max without a previous chunk; timestep = int(1000 s) +
-    timestep_offset, at least 1; sigma of the nearest timestep of the table. (StreamDiffusionV2,
-    arXiv 2511.07399: motion-aware noise controller.)
+    timesteps are 1000 sigma.
+
+        d = clip(score / reference, 0, 1)
+        s = smoothing (s_max - (s_max - s_min) d) + (1 - smoothing) s_previous
+        timestep = max(int(1000 s) + timestep_offset, 1), its sigma the nearest of the table
+
+    Without a previous chunk s is s_max. 1000 s is cut with a tolerance of 1e-3, because s travels
+    as float32. (StreamDiffusionV2, arXiv 2511.07399: motion-aware noise controller.)
     """
     if out is None:
         out = np.empty(4, np.float32)
@@ -188,8 +194,7 @@ def mix_noise(
     threads: int = 0,
     cuda_stream: int = 0,
 ) -> Array:
-    """`s eps + (1 - s) latent`, s = control[1]; eps is the noise of step 0 of (seed, session,
-    chunk).
+    """`s eps + (1 - s) latent`, s = control[1]; eps is step 0's noise of (seed, session, chunk).
 
     latent, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out may be
     latent. control: float32 [4] of `noise_control`, where the latent is.
@@ -223,8 +228,9 @@ def renoise(
     threads: int = 0,
     cuda_stream: int = 0,
 ) -> Array:
-    """The clean latent `x0 = noisy - sigma velocity`, noised again: `(1 - sigma_next) x0 +
-    sigma_next eps`.
+    """The clean latent `x0 = noisy - sigma velocity`, noised again for the next step.
+
+    The result is `(1 - sigma_next) x0 + sigma_next eps`.
 
     noisy, velocity, out: float32, float16 or bfloat16 of one shape (C-contiguous on a device); out
     may be either input. sigma, sigma_next: float32 [1], where the latent is. `step` >= 1 is the
@@ -258,8 +264,9 @@ def philox_normal(
     out: Array | None = None,
     threads: int = 0,
 ) -> Array:
-    """The noise itself: standard normal, a function of (seed, session, chunk, step) and the element
-    alone.
+    """The noise itself: standard normal.
+
+    A number is a function of (seed, session, chunk, step) and the index of its element alone.
 
     Philox4x32-10 with key `seed` and counter (element // 4, chunk, step, session), then Box-Muller.
     out: float32, float16 or bfloat16 of `shape` in any strides; made as float32 when absent.
@@ -294,14 +301,13 @@ def refresh_sinks(
     positions: Literal["window", "absolute"],
     threads: int = 0,
 ) -> None:
-    """Captures, replaces and moves the pinned frames of every block and row, in place, before a
-    pass.
+    """Captures, replaces and moves the pinned frames of every block and row, before a pass.
 
     k_ring, v_ring: float32 [blocks, B, heads, window * S, head_dim], S = tokens_per_frame;
     sink_time: float32 [blocks, B, heads, sinks * S, 2 * time pairs]; sink_index: int64 [blocks, B,
-    sinks], -1 is none. Outer strides are free. last, query: int64 [B], the latent frame that each
-    row wrote last (-1: none) and the one that it is about to run. The law is in docs/interfaces.md,
-    "Ring and sinks".
+    sinks], -1 is none. Outer strides are free; all four are written in place.
+    last, query: int64 [B], the latent frame that each row wrote last (-1: none) and the one that it
+    is about to run. The law is in docs/interfaces.md, "Ring and sinks".
     """
     _C.refresh_sinks(
         k_ring,
