@@ -53,8 +53,9 @@ class OnnxRuntimeBackend:
         self._options.inter_op_num_threads = 1
         self._options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._options.log_severity_level = 3
-        # A pool that goes on spinning after its run takes the core from the next unit's pool.
-        self._options.add_session_config_entry("session.force_spinning_stop", "1")
+        # A pool that spins takes its core from the next unit's pool, and from whoever reads and
+        # writes the video (measured: docs/decisions.md).
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def load(self, directory: Path, plan: Plan) -> Engine:
         path = directory / plan.file
