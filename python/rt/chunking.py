@@ -24,7 +24,7 @@ class Chunker:
 
     def __init__(self, session: int, start: Start) -> None:
         self._session = session
-        self._held_until_full = start == "full"
+        self._full = start == "full"
         self._frames: list[Frame] = []
         self._next = 0
         self._last_pts_s: float | None = None
@@ -34,13 +34,12 @@ class Chunker:
         start.
         """
         self._frames.append(frame)
-        if self._held_until_full and len(self._frames) <= FRAMES_PER_CHUNK:
+        if self._full and self._next == 0 and len(self._frames) <= FRAMES_PER_CHUNK:
             return []
-        self._held_until_full = False
         return self._take(complete=True)
 
     def flush(self) -> list[Chunk]:
-        """The source has ended: what is left, the last chunk perhaps with fewer frames."""
+        """The source ended or paused: what is left, the last chunk perhaps with fewer frames."""
         return self._take(complete=False)
 
     def _take(self, *, complete: bool) -> list[Chunk]:

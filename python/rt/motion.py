@@ -44,10 +44,12 @@ def noise_scale(
     s_min: float,
     smoothing: float,
 ) -> float:
-    """Noise scale of a chunk from its largest score; `previous` is the chunk's before, None = it
-    continues nothing.
+    """Noise scale of a chunk from its largest score, between s_min and s_max when `previous` is.
+
+    `previous` is the chunk's before, None = it continues nothing; then the score is not read. A
+    score that is no number counts as 0.
     """
     if previous is None:
         return s_max
-    d = min(max(score / reference, 0.0), 1.0)
+    d = min(max(0.0, score / reference), 1.0)  # in this order NaN counts as 0, as in the op
     return smoothing * (s_max - (s_max - s_min) * d) + (1 - smoothing) * previous

@@ -23,8 +23,8 @@ def sigma_table(shift: float) -> NDArray[np.float32]:
 
 
 def sigma_at(table: NDArray[np.float32], timestep: float) -> float:
-    """Sigma of the table's entry nearest to a timestep (0..1000)."""
-    return float(table[np.abs(table * TRAIN_TIMESTEPS - np.float32(timestep)).argmin()])
+    """Sigma of the table's entry nearest to a timestep (0..1000); of two, the larger one."""
+    return float(table[np.abs(table.astype(np.float64) * TRAIN_TIMESTEPS - timestep).argmin()])
 
 
 def mix(latent: NDArray[np.float32], scale: float, eps: NDArray[np.float32]) -> NDArray[np.float32]:
