@@ -5,8 +5,10 @@ manifest instead.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -73,10 +75,13 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
-        if not 0 <= self.seed < 1 << 64:
-            raise ConfigError(f"seed: got {self.seed}, expected 0 to 2**64 - 1")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps: got {self.steps}, expected at least 1")
+        if not isinstance(self.prompt, str | Path):
+            # A caller's list may change later; a configuration does not.
+            frozen = tuple((text, float(weight)) for text, weight in self.prompt)
+            object.__setattr__(self, "prompt", frozen)
+        _check_int("seed", self.seed, 0, (1 << 64) - 1)
+        if self.steps is not None:
+            _check_int("steps", self.steps, 1, 1000)
         _check_choice("motion", self.motion, Motion)
         _check_choice("start", self.start, Start)
         _check_choice("positions", self.positions, Positions)
@@ -91,15 +96,33 @@ def check_prompt(prompt: Prompt) -> None:
             raise ConfigError(
                 "prompt: got an empty text, expected words; say what the video should look like"
             )
-    elif not isinstance(prompt, Path):
-        pairs = list(prompt)
-        total = sum(weight for _, weight in pairs)
-        if not pairs or any(weight < 0 for _, weight in pairs) or total <= 0:
-            raise ConfigError(
-                f"prompt: got weights {[w for _, w in pairs]}, expected some above 0, none below"
-            )
-        for text, _ in pairs:
-            check_prompt(text)
+        return
+    if isinstance(prompt, Path):
+        return
+    if not _is_mix(prompt):
+        raise ConfigError(
+            f"prompt: got {prompt!r}, expected a text, a Path of embeddings or (text, weight) pairs"
+        )
+    weights = [weight for _, weight in prompt]
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
+        raise ConfigError(f"prompt: got weights {weights}, expected some above 0, none below")
+    for text, _ in prompt:
+        check_prompt(text)
+
+
+def _is_mix(prompt: Any) -> bool:
+    return isinstance(prompt, Sequence) and all(
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], Real)
+        for pair in prompt
+    )
+
+
+def _check_int(name: str, value: Any, least: int, most: int) -> None:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number from {least} to {most}")
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

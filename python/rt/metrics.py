@@ -47,7 +47,8 @@ class Distribution:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything measured of one session. `fps` is over the steady state: after the window filled,
-    warm-up excluded.
+    warm-up excluded; None until it is reached. `miss_share` and `drop_share` are shares of the
+    frames in.
     """
 
     frames_in: int
@@ -56,6 +57,8 @@ class Report:
     frames_late: int
     frames_dropped: int
     frames_in_flight: int
+    miss_share: float
+    drop_share: float
     ttff_s: float | None
     fps: float | None
     fps_warmup_frames: int
@@ -114,10 +117,12 @@ class Histogram:
 class Recorder:
     """Owns the counters of one session. The caller serialises the calls.
 
-    `warmup_frames`: frames emitted before the steady state begins, those of a filling window.
+    `warmup_frames`: frames emitted before the steady state begins, those of a filling window; at
+    least 1, as a rate needs an instant to count from.
     """
 
     def __init__(self, slo: SLO | None, warmup_frames: int) -> None:
+        assert warmup_frames >= 1
         self._slo = slo
         self._warmup_frames = warmup_frames
         self._in = self._on_time = self._late = self._dropped = 0
@@ -173,6 +178,8 @@ class Recorder:
             frames_late=self._late,
             frames_dropped=self._dropped,
             frames_in_flight=self._in - emitted - self._dropped,
+            miss_share=self._late / max(1, self._in),
+            drop_share=self._dropped / max(1, self._in),
             ttff_s=ttff_s,
             fps=self._fps(emitted),
             fps_warmup_frames=self._warmup_frames,
