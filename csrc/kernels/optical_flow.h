@@ -154,7 +154,7 @@ SDRT_HD Response respond(const Patch<V>& m, const Luma& b, int32_t x, int32_t y,
 // on where it started: against full steps the mean error fell by a third and that under noise by a
 // quarter.
 constexpr float kStep = 0.25f;
-constexpr float kSettled = 0.01f;  // pixels of the level; smaller steps are not taken
+constexpr float kSettled = 0.02f;  // pixels of the level; smaller steps are not taken
 
 // Moves the patch until it fits. Returns where it went and the cost there; a search that runs away
 // or ends worse than it began gives its start back.
