@@ -1,25 +1,23 @@
 """Checkpoint -> `engines/<name>/`: atomic, resumable, keyed.
 
-Everything is written into `.<name>.partial` beside the target, each file under another name first,
-and the directory is renamed at the end; a file that is there is therefore whole. A changed key
-empties it. Owns the weights file and the table of backends; refuses to touch a valid engine.
+A build goes on where an earlier one of the same key was cut, and a valid engine is never touched.
+Owns the key, the table of backends and the records of the manifest.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from export import checkpoints, weights
 from export import onnx as graphs
 from export.models.presets import ModelConfig
+from export.staging import replace, staged, write_whole
 from export.units import (
     Chain,
     PhaseSpec,
@@ -34,8 +32,6 @@ from rt.manifest import Manifest, Plan, Unit
 
 VERSION = "0.1.0"
 TOKENIZER = "tokenizer.json"
-KEY = "key"
-"""File in a staging folder that says what it is for."""
 TOLERANCE = {"fp32": 1e-4}
 """Largest absolute difference between a plan and its PyTorch unit, per precision."""
 MOTION_SMOOTHING = 0.9
@@ -129,7 +125,7 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     key = _key(options, digest)
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / options.name
-    with _staging(options.out, options.name, key) as staging:
+    with staged(options.out, options.name, key) as staging:
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
         fold_time = BACKENDS[options.backend].fold_time
@@ -140,11 +136,11 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
         state = _Build(options, chain, staging, weights.write(chain, staging))
         units = _write_plans(state, progress)
         if (tokenizer := checkpoints.tokenizer_file(checkpoint)) is not None:
-            weights.write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
+            write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
         manifest = _manifest(options, key, digest, chain, units, staging)
         records.write(manifest, staging)
         smoke(manifest, staging)
-        _replace(staging, target)
+        replace(staging, target)
     return Built(target, manifest, state.built, state.reused)
 
 
@@ -172,7 +168,7 @@ def check(options: Options) -> None:
 def exporter() -> str:
     """Version and hash of the sources that decide what a plan is."""
     here = Path(__file__).parent
-    names = ("units", "onnx", "weights", "build", "checkpoints", "formats")
+    names = ("units", "onnx", "weights", "staging", "build", "checkpoints", "formats")
     sources = [here / f"{name}.py" for name in names] + sorted((here / "models").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     return f"{VERSION}+{digest.hexdigest()[:12]}"
@@ -233,45 +229,6 @@ def _count(manifest: Manifest) -> int:
     return sum(len(unit.plans) for unit in (*manifest.prompt, *manifest.chain))
 
 
-@contextmanager
-def _staging(out: Path, name: str, key: str) -> Iterator[Path]:
-    """The locked staging folder of this key; one of another key is emptied. Mends a cut rename."""
-    staging, target, old = (out / part for part in (f".{name}.partial", name, f".{name}.old"))
-    staging.mkdir(exist_ok=True)
-    handle = os.open(staging, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Error(f"another build of {target} is running; wait for it to end") from None
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
-        (target / KEY).unlink(missing_ok=True)
-        stamp = staging / KEY
-        fresh = not stamp.is_file() or stamp.read_text() != key
-        for path in list(staging.iterdir()):
-            if fresh or path.suffix == weights.PARTIAL:
-                path.unlink()
-        if fresh:
-            weights.write_whole(stamp, [key.encode()])
-        yield staging
-        if staging.exists():
-            shutil.rmtree(staging)
-    finally:
-        os.close(handle)
-
-
-def _replace(staging: Path, target: Path) -> None:
-    """Put the finished folder in the place of the target; a cut between is mended by `_staging`."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(staging, target)
-    (target / KEY).unlink()
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_plans(state: _Build, progress: Progress) -> dict[str, dict[str, Plan]]:
     """A plan file for each unit and phase that has none yet, and the records of all."""
     total = sum(len(unit.phases) for unit in state.chain.units)
@@ -298,7 +255,7 @@ def _write_plan(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> P
         state.built += 1
         graph = _graph(state, unit, phase, spec)
         plan = backend.plan(graph, state.stored[unit.name, phase])
-        weights.write_whole(path, [plan])
+        write_whole(path, [plan])
     return Plan(
         file=path.name,
         sha256=records.sha256_of(path),

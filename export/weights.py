@@ -1,15 +1,14 @@
 """The weights file of an engine: every tensor of every unit once, in one safetensors file.
 
 Plans point into it by offset, so the two phases of a unit share what they have in common, and a
-tensor that loses nothing by it is stored as float16. Also how a file is written whole or not.
+tensor that loses nothing by it is stored as float16.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.onnx import Stored
+from export.staging import write_whole
 from export.units import Chain
 
 FILE_NAME = "weights.safetensors"
-PARTIAL = ".part"
-"""Suffix of a file that is being written."""
-
 _SHORT = {"float32": "F32", "float16": "F16"}
 _ALIGNMENT = 64
 
@@ -63,17 +60,6 @@ def read(directory: Path, where: Stored) -> Tensor:
     count = where.length // np.dtype(where.dtype).itemsize
     data = np.fromfile(path, where.dtype, count, offset=where.offset)
     return torch.from_numpy(data.astype(np.float32).reshape(where.shape))
-
-
-def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """A file that is either whole or absent, whenever the process or the machine stops."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(partial, path)
 
 
 def _exact_in_half(chain: Chain) -> set[tuple[str, str]]:

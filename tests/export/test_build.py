@@ -26,6 +26,7 @@ from safetensors import safe_open
 from export import build, weights
 from export import onnx as graphs
 from export.build import Built, Options, build_engines
+from export.staging import PARTIAL
 from export.units import parts_of, wan_chain
 from export.verify import random_inputs, run, run_module, session, twin
 from rt import manifest as records
@@ -174,7 +175,7 @@ def test_what_was_half_written_is_not_used(
         interrupt(broken, os, "fsync", 9, after=False)
         with pytest.raises(Killed):
             build_engines(options)
-    assert list((options.out / ".micro.partial").glob(f"*{weights.PARTIAL}"))
+    assert list((options.out / ".micro.partial").glob(f"*{PARTIAL}"))
     assert same(build_engines(options).directory, tiny_engine)
 
 
