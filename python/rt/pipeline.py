@@ -22,7 +22,7 @@ from . import manifest as manifests
 from . import placement
 from .config import SessionConfig
 from .devices import Device
-from .errors import AdmissionRefused, ConfigError, Error, StageFailed
+from .errors import AdmissionRefused, ConfigError, StageFailed
 from .frame import Phase
 from .lane import crossing
 from .manifest import Binding, Manifest
@@ -175,7 +175,7 @@ class Pipeline:
                 self._warmup_frames(),
                 self._prompts,
             )
-        except Error:
+        except BaseException:
             with self.changed:
                 self._free_seats.append(seat)
             raise
@@ -304,6 +304,7 @@ class Pipeline:
 
     def _fail(self, stage: Stage, task: Task, error: Exception) -> None:
         """The sessions of a failed pass end with StageFailed; the others and the pipeline go on."""
+        stage.forget(task)
         with self.changed:
             self._scheduler.failed(stage.index, task)
             for job in task.jobs:

@@ -32,7 +32,8 @@ class PromptEncoder:
             u.kind: u for u in manifest.prompt if u.kind in ("text", "prompt_in")
         }
         self._text = manifest.text
-        self._lock = threading.Lock()
+        self._text_lock = threading.Lock()
+        self._context_lock = threading.Lock()
         self._versions = itertools.count()
         shape = (1, self._text.length, self._text.width)
         self._embeddings: Embeddings = np.zeros(shape, np.float32)
@@ -49,11 +50,12 @@ class PromptEncoder:
             self._tokenizer.no_truncation()
             self._ids: Array = np.zeros((1, self._text.length), np.int64)
             self._mask: Array = np.zeros((1, self._text.length), np.float32)
+            self._encoded: Embeddings = np.zeros(shape, np.float32)
             text = backend.load(directory, units["text"].plans["step"])
             arrays: dict[str, Array] = {
                 "token_ids": self._ids,
                 "token_mask": self._mask,
-                "embeddings": self._embeddings,
+                "embeddings": self._encoded,
             }
             self._encode = text.bind(arrays)
 
@@ -77,7 +79,7 @@ class PromptEncoder:
 
     def context(self, embeddings: Embeddings) -> PromptContext:
         """Embeddings -> what a chunk carries, under a version of its own."""
-        with self._lock:
+        with self._context_lock:
             self._embeddings[...] = embeddings
             self._prompt_in()
             return PromptContext(next(self._versions), self._context.copy())
@@ -95,14 +97,14 @@ class PromptEncoder:
             remarks = (
                 f"the prompt has {len(ids)} tokens, this model reads {length}: the rest was cut",
             )
-        with self._lock:
+        with self._text_lock:
             kept = ids[:length]
             self._ids[0] = 0
             self._mask[0] = 0
             self._ids[0, : len(kept)] = kept
             self._mask[0, : len(kept)] = 1
             self._encode()
-            return self._embeddings.copy(), remarks
+            return self._encoded.copy(), remarks
 
     def _read(self, path: Path) -> Embeddings:
         """Prompt embeddings from a .npy file: float32 [tokens, E]."""

@@ -88,6 +88,8 @@ class Session:
         Blocks while the session already holds as many chunks as it may. Raises TimeoutError after
         `timeout_s`, SourceError for something that is no picture, and the error of a failed stage.
         """
+        if self._ended:
+            raise ConfigError("the session is finished; open another with pipeline.session(...)")
         taken = self._as_frame(frame)
         if not self._frames_in:
             self._remark_size(taken)

@@ -163,6 +163,11 @@ class Stage:
             self._denoise(task, works)
         return None
 
+    def forget(self, task: Task) -> None:
+        """Give back the places that a failed task still holds here."""
+        for inbox in self._inboxes.values():
+            inbox.drop(task.number)
+
     # Binding
 
     def _shape(self, binding: Binding) -> tuple[int, ...]:

@@ -235,7 +235,8 @@ def torch_chain(
             else m.noise.smoothing * m.noise.s_max + (1 - m.noise.smoothing) * previous
         )
         previous = scale
-        timesteps = [int(1000 * scale) + m.noise.timestep_offset, *m.noise.timesteps[1:steps]]
+        first_timestep = int(1000 * scale + 1e-3) + m.noise.timestep_offset
+        timesteps = [first_timestep, *m.noise.timesteps[1:steps]]
         levels = [noise.sigma_at(sigmas, t) for t in timesteps] + [0.0]
         eps = [noise_of(latent.shape, index, step) for step in range(steps)]
         noisy = noise.mix(latent, scale, eps[0])
@@ -478,6 +479,19 @@ def test_a_failing_stage_ends_only_its_session(
         healthy.join()
         assert equal(results[0], expected)
         assert equal(restyle(shared, scene(41)), expected), "the pipeline stays usable"
+
+
+def test_failures_leave_no_place_behind(
+    tiny_engine: Path, expected: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage fails before it takes what was handed to it, more often than its inbox has places."""
+    with rt.Pipeline.load(tiny_engine, "cpu:0,cpu:1", steps=2) as shared:
+        with monkeypatch.context() as broken:
+            broken.setattr(shared.stages[1], "run", lambda *_: 1 / 0)
+            for _ in range(5):
+                with shared.session(prompt=PROMPT) as doomed, pytest.raises(rt.StageFailed):
+                    list(doomed.stream(scene(9)))
+        assert equal(restyle(shared, scene(41)), expected)
 
 
 def test_a_consumer_that_leaves_frees_its_seat(pipeline: rt.Pipeline, expected: Pictures) -> None:
