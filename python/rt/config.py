@@ -39,16 +39,10 @@ class SLO:
     percentile: float = 0.99
 
     def __post_init__(self) -> None:
-        if self.fps is not None and not 0 < self.fps < 1e4:
-            raise ConfigError(f"slo.fps: got {self.fps}, expected a rate in frames/s, above 0")
-        if not 0 < self.latency_ms < 1e7:
-            raise ConfigError(
-                f"slo.latency_ms: got {self.latency_ms}, expected a budget in ms, above 0"
-            )
-        if not 0 < self.percentile <= 1:
-            raise ConfigError(
-                f"slo.percentile: got {self.percentile}, expected a share above 0, up to 1"
-            )
+        if self.fps is not None:
+            _check_positive("slo.fps", self.fps, 10_000, "frames/s")
+        _check_positive("slo.latency_ms", self.latency_ms, 10_000_000, "ms")
+        _check_positive("slo.percentile", self.percentile, 1, "as a share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +73,8 @@ class SessionConfig:
             # A caller's list may change later; a configuration does not.
             frozen = tuple((text, float(weight)) for text, weight in self.prompt)
             object.__setattr__(self, "prompt", frozen)
+        if not isinstance(self.slo, SLO | None):
+            raise ConfigError(f"slo: got {self.slo!r}, expected an rt.SLO or None")
         _check_int("seed", self.seed, 0, (1 << 64) - 1)
         if self.steps is not None:
             _check_int("steps", self.steps, 1, 1000)
@@ -120,8 +116,13 @@ def _is_mix(prompt: Any) -> bool:
     )
 
 
+def _check_positive(name: str, value: Any, most: int, unit: str) -> None:
+    if not isinstance(value, Real) or not 0 < float(value) <= most:
+        raise ConfigError(f"{name}: got {value!r}, expected above 0, up to {most} {unit}")
+
+
 def _check_int(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number from {least} to {most}")
 
 

@@ -52,6 +52,28 @@ def test_a_chunk_continues_unless_time_jumps_to_or_in_it(start: Start, times: li
             )
 
 
+@given(STARTS, st.lists(st.booleans(), max_size=40))
+def test_flushes_anywhere_lose_and_move_nothing(start: Start, flushes: list[bool]) -> None:
+    """True is a flush, False the next frame; a flush cuts what waits, and the start is over."""
+    source = frames([i / 16 for i in range(len(flushes))])
+    chunker, chunks, waiting = Chunker(0, start), list[Chunk](), list[Frame]()
+    expected: list[list[Frame]] = []
+    for flush in [*flushes, True]:
+        if flush:
+            chunks += chunker.flush()
+        else:
+            waiting.append(source.pop(0))
+            chunks += chunker.push(waiting[-1])
+        if waiting and not expected and (flush or start == "fast" or len(waiting) == 5):
+            expected.append([waiting.pop(0)])
+        if waiting and (flush or (expected and len(waiting) == 4)):
+            expected.append(waiting)
+            waiting = []
+        assert [list(chunk.frames) for chunk in chunks] == expected
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert [chunk.continues for chunk in chunks] == [i > 0 for i in range(len(chunks))]
+
+
 def test_fast_gives_a_chunk_as_soon_as_it_can() -> None:
     sizes = [[len(c.frames) for c in some] for some in grouped("fast", frames([0.1] * 10))]
     assert sizes == [[1], [], [], [], [4], [], [], [], [4], [], [1]]

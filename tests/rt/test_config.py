@@ -55,6 +55,10 @@ def test_a_mix_cannot_change_behind_the_configuration() -> None:
         ("seed", -1),
         ("seed", 1 << 64),
         ("seed", 1.5),
+        ("seed", True),
+        ("seed", "7"),
+        ("slo", 16),
+        ("slo", {"fps": 16}),
         ("steps", 0),
         ("steps", -2),
         ("steps", 2.0),
@@ -78,6 +82,12 @@ def test_what_means_nothing_is_refused_in_one_line(field: str, value: Any) -> No
         ("fps", 0.0),
         ("fps", -16.0),
         ("fps", math.nan),
+        ("fps", math.inf),
+        ("fps", "16"),
+        ("latency_ms", None),
+        ("latency_ms", "100"),
+        ("percentile", math.nan),
+        ("percentile", "0.99"),
         ("latency_ms", 0.0),
         ("latency_ms", -1.0),
         ("latency_ms", math.inf),
@@ -85,10 +95,11 @@ def test_what_means_nothing_is_refused_in_one_line(field: str, value: Any) -> No
         ("percentile", 1.01),
     ],
 )
-def test_an_slo_is_positive(field: str, value: float) -> None:
+def test_an_slo_is_positive(field: str, value: Any) -> None:
     values: Any = {"latency_ms": 100.0} | {field: value}
-    with pytest.raises(ConfigError, match=rf"^slo\.{field}: got .*expected"):
+    with pytest.raises(ConfigError, match=rf"^slo\.{field}: got .*expected") as caught:
         SLO(**values)
+    assert "\n" not in str(caught.value)
 
 
 def test_configurations_are_frozen() -> None:

@@ -83,7 +83,7 @@ def there(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """A machine of two cores with and without an NVIDIA driver -> what is said of its GPUs."""
     driver: bool = request.param
     monkeypatch.setattr(devices, "cores", lambda: 2)
-    monkeypatch.setattr(devices.os.path, "exists", lambda _: driver)
+    monkeypatch.setattr("os.path.exists", lambda _: driver)
     return (
         "this version runs engines on the processor only"
         if driver

@@ -140,6 +140,72 @@ def test_frames_are_conserved_at_every_instant(actions: list[str], seed: int) ->
         assert r.drop_share == pytest.approx(dropped / max(1, entered))
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 80_000),
+            st.sampled_from(["in", "in", "in", "out", "out", "drop"]),
+            st.sampled_from([0.0625, 0.0, 1.5, -0.25]),
+        ),
+        max_size=60,
+    ),
+    st.integers(1, 6),
+    st.integers(0, 10**15),
+)
+@settings(max_examples=200)
+def test_rate_and_jitter_are_those_of_the_emitted_frames(
+    events: list[tuple[int, str, float]], warmup: int, now: int
+) -> None:
+    """Frames come, leave and are dropped in any order, and their pts jump."""
+    recorder, pts, first_in = Recorder(None, warmup), 0.0, -1
+    waiting, out = list[Frame](), list[tuple[Frame, int]]()
+    for wait_us, event, step_s in events:
+        now += wait_us * 1000
+        if event == "in":
+            pts += step_s
+            waiting.append(frame(0, now, pts))
+            recorder.frame_in(waiting[-1])
+            first_in = now if first_in < 0 else first_in
+        elif waiting and event == "out":
+            out.append((waiting.pop(0), now))
+            recorder.emitted(*out[-1])
+        elif waiting:
+            recorder.dropped(len(waiting))
+            waiting.clear()
+        report, steady = recorder.report(), out[warmup - 1 :]
+        assert report.ttff_s == (pytest.approx((out[0][1] - first_in) / 1e9) if out else None)
+        if len(steady) > 1 and steady[-1][1] > steady[0][1]:
+            seconds = (steady[-1][1] - steady[0][1]) / 1e9
+            assert report.fps == pytest.approx((len(steady) - 1) / seconds)
+        else:
+            assert report.fps is None
+    latency = [(at - f.captured_ns) / MS for f, at in out]
+    check(recorder.report().latency_ms, latency)
+    check(recorder.report().jitter_ms, [abs(b - a) for a, b in pairs(latency)])
+    check(
+        recorder.report().presentation_jitter_ms,
+        [abs((b - a) / MS - (g.pts_s - f.pts_s) * 1e3) for (f, a), (g, b) in pairs(out)],
+    )
+
+
+def test_nothing_measured_is_none() -> None:
+    report = Recorder(SLO(), 21).report()
+    nothing = Distribution(None, None, None, None)
+    assert report.latency_ms == report.jitter_ms == report.presentation_jitter_ms == nothing
+    assert (report.ttff_s, report.fps, report.chunks) == (None, None, ())
+    assert (report.frames_in, report.frames_in_flight, report.drop_share) == (0, 0, 0)
+
+
+def test_bins_are_bounded() -> None:
+    """200,000 values between a nanosecond and an hour fall into under 2,000 bins of 2 %."""
+    values = np.exp(np.random.default_rng(0).uniform(np.log(1e-6), np.log(3.6e6), 200_000))
+    histogram = Histogram()
+    for value in values.tolist():
+        histogram.add(value)
+    assert len(histogram._counts) < 2000
+    check(histogram.summary(), values.tolist())
+
+
 def test_a_late_frame_is_one_past_the_budget_not_at_it() -> None:
     recorder = Recorder(SLO(latency_ms=100), 1)
     for i, latency_ms in enumerate((100, 101)):

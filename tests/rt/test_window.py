@@ -34,6 +34,20 @@ def test_slots_go_round_behind_the_sinks(shape: tuple[int, int], frame: int) -> 
         assert place == window.slot(frame - (frames - sinks), frames, sinks)
 
 
+@given(WINDOWS, st.integers(0, 60))
+def test_a_frame_takes_the_slot_of_the_oldest_that_is_no_sink(
+    shape: tuple[int, int], count: int
+) -> None:
+    frames, sinks = shape
+    held: list[int] = []
+    for frame in range(count):
+        if len(held) < frames:
+            held.append(frame)
+        else:
+            held[held.index(min(f for f in held if f >= sinks))] = frame
+        assert held[window.slot(frame, frames, sinks)] == frame
+
+
 @given(WINDOWS, st.lists(st.booleans(), min_size=1, max_size=40))
 def test_what_is_visible_is_what_the_law_says(shape: tuple[int, int], runs: list[bool]) -> None:
     """A row runs some chunks and sits out others; the frames that it saw are listed by hand."""
