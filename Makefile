@@ -8,6 +8,7 @@ INPUT  ?=
 PROMPT ?= pencil sketch
 ENGINES ?= engines/tiny
 OUTPUT ?= demo.mp4
+FRAMES ?= 20000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
@@ -45,7 +46,7 @@ bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.ops
 
 soak: $(VENV)/test.stamp
-	$(BIN)/python -m bench.soak
+	$(BIN)/python -m bench.soak --frames $(FRAMES)
 
 engines: $(VENV)/test.stamp
 	$(BIN)/python -m export build-engines --model tiny
