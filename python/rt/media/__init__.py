@@ -4,8 +4,9 @@ The only part of `rt` that imports PyAV, and imported only by the command lines:
 no video library. Refuses live devices and networks: those belong to the server.
 """
 
+from .scene import MovingScene, moving_scene
 from .sinks import VideoSink, open_sink, side_by_side
-from .sources import MovingScene, VideoFile, VideoSource, moving_scene, open_source
+from .sources import VideoFile, VideoSource, open_source
 
 __all__ = [
     "MovingScene",

@@ -1,7 +1,8 @@
 """Where frames go: an H.264 file with the times of its source and the sound of its source.
 
-A sink owns a temporary file beside its target and renames it when it is closed, so a target is either whole or
-untouched. It refuses, when it is opened, whatever cannot be written; nothing but `SinkError` leaves it.
+A sink owns a temporary file beside its target and renames it when it is closed, so a target is
+either whole or untouched. It refuses, when it is opened, whatever cannot be written; nothing but
+`SinkError` leaves it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import SinkError
 from ..frame import Frame
-from .sources import Sound, VideoSource
+from .sources import Sound, VideoSource, said
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """File name endings and libav's name of the container."""
@@ -36,10 +37,10 @@ ENCODER = {"preset": "veryfast", "crf": "18"}
 
 
 def open_sink(path: Path, source: VideoSource, height: int, width: int) -> VideoSink:
-    """A video file at `path` for pictures [height, width, 3], at the rate and with the times and the sound of `source`.
+    """A video file at `path` for pictures [height, width, 3], with times and sound of `source`.
 
-    Raises `SinkError` for an ending that names no container, a directory that is missing or may not be written to,
-    a target that is a directory or the source itself.
+    Raises `SinkError` for an ending that names no container, a directory that is missing or may not
+    be written to, a target that is a directory or the source itself.
     """
     return VideoSink(Path(path), source, height, width)
 
@@ -48,7 +49,7 @@ class VideoSink:
     """An open output file. `remarks` says in sentences what could not be done as asked."""
 
     def __init__(self, path: Path, source: VideoSource, height: int, width: int) -> None:
-        assert height > 0 and width > 0
+        assert min(height, width) > 0
         self.path, self.height, self.width = path, height, width
         self.remarks: list[str] = []
         self._source = source
@@ -72,7 +73,7 @@ class VideoSink:
             raise
 
     def write(self, frame: Frame) -> None:
-        """Append `frame`: rgb uint8 [height, width, 3], its time from `pts_s`. Raises `SinkError`."""
+        """Append rgb uint8 [height, width, 3] at its `pts_s`. Raises `SinkError`."""
         assert self._out is not None, "the sink is closed"
         assert frame.rgb.shape == (self.height, self.width, 3), frame.rgb.shape
         assert frame.rgb.dtype == np.uint8, frame.rgb.dtype
@@ -84,8 +85,16 @@ class VideoSink:
         self._last = ticks
 
     def close(self) -> None:
-        """Finish the file and give it its name. Raises `SinkError`, and then leaves no file. Harmless when repeated."""
+        """Finish the file and give it its name. Harmless when repeated.
+
+        Raises `SinkError`, and then leaves no file. Without one picture there is none either: no
+        player would open it.
+        """
         if self._out is None:
+            return
+        if self._last is None:
+            self.remarks.append(f"no picture was written, so there is no {self.path.name}")
+            self.abort()
             return
         try:
             with self._told("finished"):
@@ -96,7 +105,7 @@ class VideoSink:
             raise
 
     def abort(self) -> None:
-        """Drop everything written; a file that was at the target before stays. Harmless when repeated."""
+        """Drop all that was written; what was at the target stays. Harmless when repeated."""
         if self._sound is not None:
             self._sound.close()
             self._sound = None
@@ -112,8 +121,9 @@ class VideoSink:
         assert out is not None
         self._mux(self._video.encode(None))
         if self._sound is not None:
-            # A stream that was interrupted ends with its last picture; a whole one keeps all its sound.
-            end = 0 if self._last is None else self._last + self._frame_ticks
+            # An interrupted stream ends with its last picture; a whole one keeps all its sound.
+            assert self._last is not None
+            end = self._last + self._frame_ticks
             until = None if self._source.ended else end * self._source.time_base
             for packet in self._sound.until(until):
                 out.mux_one(packet)
@@ -123,7 +133,7 @@ class VideoSink:
         self._out = None
 
     def _mux(self, packets: list[Packet[Any]]) -> None:
-        """Pictures with the sound that belongs before them, so that a player finds both together."""
+        """Pictures with the sound that belongs before them: a player wants both together."""
         assert self._out is not None
         for packet in packets:
             if self._sound is not None and packet.pts is not None:
@@ -158,7 +168,7 @@ class VideoSink:
                 if self._sound is None or isinstance(error, PermissionError) or not self._sound:
                     raise
                 self.remarks.append(
-                    f"the sound is left out: {self.path.suffix} does not take it ({_said(error)})"
+                    f"the sound is left out: {self.path.suffix} does not take it ({said(error)})"
                 )
                 self._sound.close()
                 self._sound = None
@@ -176,7 +186,7 @@ class VideoSink:
         context.time_base = self._source.time_base
         video.time_base = self._source.time_base
         context.thread_count = ENCODER_THREADS
-        # Without pictures that refer forward a packet's time is its picture's, and no edit list is needed.
+        # No picture refers forward: packets are in the order of their times, without an edit list.
         context.max_b_frames = 0
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
@@ -189,7 +199,7 @@ class VideoSink:
             yield
         except (av.FFmpegError, OSError, ValueError) as error:
             raise SinkError(
-                f"{self.path}: cannot be {doing} ({_said(error)}); expected a place with room and "
+                f"{self.path}: cannot be {doing} ({said(error)}); expected a place with room and "
                 "the right to write: free space or choose another output"
             ) from error
 
@@ -202,11 +212,12 @@ class _Passage:
         self._remarks = remarks
         self._out_streams: dict[int, Stream] = {}
         self._next: Packet[Any] | None = None
+        self._packets: Iterator[Packet[Any]] = iter(())
+        self._in: InputContainer | None = None
         try:
-            self._in: InputContainer = av.open(str(sound.path.absolute()))
-        except av.FFmpegError as error:
-            remarks.append(f"the sound is left out: {sound.path} cannot be read ({_said(error)})")
-            self._packets: Iterator[Packet[Any]] = iter(())
+            self._in = av.open(str(sound.path.absolute()))
+        except (av.FFmpegError, OSError) as error:
+            remarks.append(f"the sound is left out: {sound.path} cannot be read ({said(error)})")
             return
         for stream in self._in.streams.audio:
             try:
@@ -218,8 +229,6 @@ class _Passage:
                 )
         if self._out_streams:
             self._packets = self._in.demux([self._in.streams[i] for i in self._out_streams])
-        else:
-            self._packets = iter(())
 
     def __bool__(self) -> bool:
         return bool(self._out_streams)
@@ -238,7 +247,7 @@ class _Passage:
             yield packet
 
     def close(self) -> None:
-        if hasattr(self, "_in"):
+        if self._in is not None:
             self._in.close()
 
     def _read(self) -> Packet[Any] | None:
@@ -250,17 +259,20 @@ class _Passage:
                 shift = round(self._origin_s / packet.time_base)
                 pts = packet.pts if packet.pts is not None else packet.dts
                 dts = packet.dts if packet.dts is not None else packet.pts
-                assert pts is not None and dts is not None
+                assert pts is not None
+                assert dts is not None
                 packet.pts, packet.dts = pts - shift, dts - shift
                 return packet
         except av.FFmpegError as error:
-            self._remarks.append(f"the sound ends early: the source is damaged ({_said(error)})")
+            self._remarks.append(f"the sound ends early: the source is damaged ({said(error)})")
             self._packets = iter(())
         return None
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`left` [h, w, 3] cut to the middle and resized to the size of `right` [H, W, 3], then `right`: [H, 2 W, 3]."""
+    """`left` [h, w, 3], its middle cut out and resized to the size of `right` [H, W, 3], then
+    `right`: uint8 [H, 2 W, 3].
+    """
     height, width = right.shape[:2]
     both = np.empty((height, 2 * width, 3), np.uint8)
     both[:, :width] = _fitted(left, height, width)
@@ -301,12 +313,6 @@ def _checked(path: Path, source: VideoSource) -> str:
         raise SinkError(f"{path}: {parent} is no directory; name a file in a directory")
     if path.is_dir():
         raise SinkError(f"{path}: is a directory; expected a file name: name a file in it")
-    if source.sound is not None and path.exists() and path.samefile(source.sound.path):
+    if source.path is not None and path.exists() and path.samefile(source.path):
         raise SinkError(f"{path}: is the input itself; name another output")
     return name
-
-
-def _said(error: Exception) -> str:
-    """libav's or the system's own words in one line."""
-    words = error.strerror if isinstance(error, OSError | av.FFmpegError) else str(error)
-    return " ".join(str(words or type(error).__name__).split())

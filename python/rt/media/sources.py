@@ -1,8 +1,9 @@
-"""Where frames come from: a video file, or a scene that is computed.
+"""Where frames come from: what any source offers, and video files.
 
 A source owns its reading position and nothing else; each iteration starts again at the first frame.
-It gives upright RGB pictures with strictly rising times. It refuses, when it is opened, everything
-that can be known to be no video by then; what turns out later is told after the last good frame.
+It gives upright RGB pictures of square pixels with strictly rising times. It refuses, when it is
+opened, everything that can be known to be no video by then; what turns out later is told after the
+last good frame.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Picture = NDArray[np.uint8]
 """uint8 [H, W, 3], red green blue."""
 
 DECODER_THREADS = 2
-"""The model has the processor while a stream runs; a decoder that took every core would only delay it."""
+"""The model has the processor while a stream runs; a decoder on every core would only delay it."""
 
 DEFAULT_RATE = Fraction(25)
 """For a stream that names no rate and has too few frames to tell."""
@@ -41,14 +42,14 @@ DEFAULT_RATE = Fraction(25)
 
 @dataclass(frozen=True, slots=True)
 class Sound:
-    """Where a sink finds the sound that belongs to a source: a file, and what its pictures' times were shifted by."""
+    """Where a sink finds the sound of a source: a file, and what was taken off its times."""
 
     path: Path
     origin_s: Fraction
 
 
 class VideoSource(ABC):
-    """An iterable of `Frame`, and what has to be known of it to write it again. A context manager."""
+    """An iterable of `Frame`, and what a sink has to know of it. A context manager."""
 
     height: int
     """Rows of every picture, after rotation."""
@@ -58,12 +59,14 @@ class VideoSource(ABC):
     """Frames per second; the mean where the rate varies."""
     time_base: Fraction
     """Seconds per tick: every `pts_s` is a whole number of these."""
+    path: Path | None = None
+    """The file that is read, if it is one."""
     frame_count: int | None
     """What the container declares; a damaged or an edited file may hold another number."""
     sound: Sound | None = None
     """Where the sound is, if there is any."""
     ended: bool = False
-    """True once an iteration has come to the end: the sound after the last picture belongs to it."""
+    """True once an iteration reached the end: sound after the last picture then belongs to it."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]: ...
@@ -86,7 +89,7 @@ class VideoSource(ABC):
 def open_source(path: Path) -> VideoFile:
     """The video file at `path`.
 
-    Raises `SourceError` for a missing file, a directory, a file without video or without one picture.
+    Raises `SourceError` for a missing file, a directory, a file without video or without a picture.
     """
     return VideoFile(Path(path))
 
@@ -95,7 +98,7 @@ class VideoFile(VideoSource):
     """A video file, read by libav. See `open_source`."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path: Path = path
         self._open: list[InputContainer] = []
         with _container(path) as container:
             stream = _video_stream(container, path)
@@ -109,7 +112,7 @@ class VideoFile(VideoSource):
                     f"{path}: its video track holds no readable frame; at least 1 is needed: "
                     "check that the recording was finished, or choose another file"
                 )
-            self._size = (first.height, first.width)
+            self._size = _square(first.height, first.width, stream.sample_aspect_ratio)
             self.height, self.width = upright(_rgb(first, self._size, path), first).shape[:2]
             if container.streams.audio:
                 self.sound = Sound(path, self._origin * self.time_base)
@@ -159,7 +162,7 @@ class VideoFile(VideoSource):
 
 @dataclass(slots=True)
 class Health:
-    """What reading has met so far: the first complaint, and how far the packets of any track reach."""
+    """What reading has met so far: the first complaint, and how far the packets reach."""
 
     complaint: str | None = None
     reach_s: float = 0.0
@@ -181,7 +184,7 @@ def _container(path: Path) -> InputContainer:
     except (av.FFmpegError, OSError, ValueError) as error:
         cut = " or was cut off before its index" if top_boxes_cut(path) else ""
         raise SourceError(
-            f"{path}: is no video{cut} ({_said(error)}); expected a file that libav can read "
+            f"{path}: is no video{cut} ({said(error)}); expected a file that libav can read "
             "(mp4, mov, mkv, webm, avi, ...): choose another file"
         ) from error
 
@@ -200,7 +203,7 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def _origin(container: InputContainer, time_base: Fraction) -> int:
-    """Ticks to take off every time. Broadcast streams start their clock anywhere; a video starts at 0."""
+    """Ticks to take off every time: a broadcast starts its clock anywhere, a video at 0."""
     start_s = Fraction(container.start_time or 0, av.time_base)
     return round(start_s / time_base) if start_s > 0 else 0
 
@@ -208,7 +211,7 @@ def _origin(container: InputContainer, time_base: Fraction) -> int:
 def _decoded(
     container: InputContainer, stream: VideoStream, health: Health
 ) -> Iterator[tuple[VideoFrame, int | None]]:
-    """Pictures and their times in ticks, None where the file has none. Errors end up in `health`."""
+    """Pictures and their times in ticks, None where the file has none. Errors go to `health`."""
     started = False
     for packet in _packets(container, health):
         if packet.stream is not stream and packet.stream.index != stream.index:
@@ -220,7 +223,7 @@ def _decoded(
         except av.FFmpegError as error:
             # A stream that was joined in flight begins with packets that need an earlier picture.
             if started:
-                health.complaint = health.complaint or f"a picture is damaged ({_said(error)})"
+                health.complaint = health.complaint or f"a picture is damaged ({said(error)})"
             continue
         for picture in pictures:
             started = True
@@ -235,7 +238,7 @@ def _packets(container: InputContainer, health: Health) -> Iterator[Packet[Any]]
         except StopIteration:
             return
         except av.FFmpegError as error:
-            health.complaint = f"the file ends or breaks in the middle ({_said(error)})"
+            health.complaint = f"the file ends or breaks in the middle ({said(error)})"
             # Empty packets flush what the decoders still hold.
             yield from (_flush(s) for s in container.streams.video)
             return
@@ -253,21 +256,33 @@ def _flush(stream: VideoStream) -> Packet[Any]:
     return packet
 
 
+def _square(height: int, width: int, aspect: Fraction | None) -> tuple[int, int]:
+    """Size [H, W] in square pixels: of pixels that are not, the shorter side is stretched."""
+    if not aspect or aspect == 1:
+        return height, width
+    if aspect > 1:
+        return height, max(1, round(width * aspect))
+    return max(1, round(height / aspect)), width
+
+
 def _rgb(picture: VideoFrame, size: tuple[int, int], path: Path) -> Picture:
-    """Pixels as [H, W, 3]; a picture that changed its size in flight comes back to the first one's."""
+    """Pixels as [H, W, 3]; a picture that changes its size in flight comes back to the first's."""
     height, width = size
     try:
         rgb: Any = picture.to_ndarray(format="rgb24", height=height, width=width)
     except (av.FFmpegError, ValueError) as error:
         raise SourceError(
-            f"{path}: pixel format {picture.format.name} cannot be converted ({_said(error)}); "
+            f"{path}: pixel format {picture.format.name} cannot be converted ({said(error)}); "
             "expected YUV or RGB: convert the file to H.264 first"
         ) from error
     return np.asarray(rgb, np.uint8)
 
 
 def upright(rgb: Picture, picture: VideoFrame) -> Picture:
-    """`rgb` as the display matrix of `picture` wants it seen: 4 quarter turns, each mirrored or not. A view."""
+    """`rgb` as the display matrix of `picture` wants it seen: a view of it.
+
+    That is one of four quarter turns, mirrored or not; other angles go to the nearest.
+    """
     side: Any = picture.side_data
     data = side.get(SideDataType.DISPLAYMATRIX)
     if data is None:
@@ -283,7 +298,7 @@ def upright(rgb: Picture, picture: VideoFrame) -> Picture:
 
 
 def _cut_short(path: Path, container: InputContainer, health: Health) -> str | None:
-    """Why the file must once have been longer, if it was. libav takes some cuts for a regular end."""
+    """Why the file must once have been longer, if it was: libav takes some cuts for its end."""
     if "mp4" in container.format.name:
         return "the file is cut short" if top_boxes_cut(path) else None
     # These declare a length when they are finished. Elsewhere libav guesses it from the bit rate.
@@ -295,7 +310,7 @@ def _cut_short(path: Path, container: InputContainer, health: Health) -> str | N
 
 
 def top_boxes_cut(path: Path) -> bool:
-    """Whether a box of an ISO media file (mp4, mov) reaches beyond its end. False for other files."""
+    """Whether a box of an ISO media file (mp4, mov) reaches beyond its end. Else False."""
     size = path.stat().st_size
     with path.open("rb") as file:
         at = 0
@@ -316,113 +331,7 @@ _BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"sidx", b"mfra", b"free"
 _BOXES |= {b"uuid", b"udta", b"meta", b"prft", b"emsg"}
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """libav's own words in one line."""
     words = error.strerror if isinstance(error, OSError | av.FFmpegError) else str(error)
     return " ".join(str(words or type(error).__name__).split())
-
-
-def moving_scene(
-    height: int = 256, width: int = 256, fps: float = 16.0, seconds: float = 10.0
-) -> MovingScene:
-    """A made video, the same on every machine: see `MovingScene`."""
-    return MovingScene(height, width, fps, seconds)
-
-
-class MovingScene(VideoSource):
-    """Coloured balls over a landscape of soft waves, computed from the frame number alone.
-
-    The camera pans; from 40 % to 50 % of the length all stands still; from 70 % to 80 % the light flickers and
-    nothing else changes its way. So motion, rest and a change that is no motion can all be seen.
-    """
-
-    PAUSE = (0.4, 0.5)
-    FLICKER = (0.7, 0.8)
-
-    def __init__(self, height: int, width: int, fps: float, seconds: float) -> None:
-        assert height > 0 and width > 0 and fps > 0 and seconds > 0
-        self.height, self.width = height, width
-        self.rate = Fraction(fps).limit_denominator(1001)
-        self.time_base = 1 / self.rate
-        self.frame_count: int = max(1, round(seconds * fps))
-        self._ground = _ground(2 * height, 2 * width)
-        short = min(height, width)
-        self._balls = [
-            _ball(max(3, round(short * share)), colour)
-            for share, colour in (
-                (0.30, (235, 94, 40)),
-                (0.20, (72, 149, 239)),
-                (0.14, (250, 210, 70)),
-            )
-        ]
-
-    def __iter__(self) -> Iterator[Frame]:
-        for index in range(self.frame_count):
-            pts_s = float(index * self.time_base)
-            yield Frame(self.picture(index), index, pts_s, time.perf_counter_ns())
-        self.ended = True
-
-    def picture(self, index: int) -> Picture:
-        """Frame `index`, uint8 [H, W, 3]."""
-        at = index / self.frame_count
-        begin, end = self.PAUSE
-        stands = np.floor(end * self.frame_count) - np.ceil(begin * self.frame_count)
-        if at < begin:
-            moved = index
-        elif at < end:
-            moved = int(np.ceil(begin * self.frame_count))
-        else:
-            moved = index - int(max(0, stands))
-        clock_s = moved / float(self.rate)
-        rgb = self._pan(clock_s)
-        for number, (ball, mask) in enumerate(self._balls):
-            self._place(rgb, ball, mask, number, clock_s)
-        if self.FLICKER[0] <= at < self.FLICKER[1]:
-            # Up to +-12 %, in steps that no period of the frames hides.
-            gain = 256 + round(31 * np.sin(2.4 * index))
-            rgb = np.minimum(rgb.astype(np.uint16) * np.uint16(gain) >> 8, 255).astype(np.uint8)
-        return rgb
-
-    def _pan(self, clock_s: float) -> Picture:
-        """A window of the ground that wanders without leaving it: the ground is twice as large."""
-        y = round(self.height * (0.5 + 0.45 * np.sin(0.31 * clock_s)))
-        x = round(self.width * (0.5 + 0.48 * np.sin(0.47 * clock_s + 0.6)))
-        return self._ground[y : y + self.height, x : x + self.width].copy()
-
-    def _place(
-        self, rgb: Picture, ball: Picture, mask: NDArray[np.bool_], number: int, clock_s: float
-    ) -> None:
-        size = ball.shape[0]
-        sway = np.sin((0.9 + 0.35 * number) * clock_s + 2.1 * number)
-        hop = abs(np.cos((1.3 + 0.25 * number) * clock_s + number))
-        x = round((self.width - size) * (0.5 + 0.5 * sway))
-        y = round((self.height - size) * (1 - 0.85 * hop))
-        view = rgb[max(y, 0) : y + size, max(x, 0) : x + size]
-        rows, columns = view.shape[:2]
-        np.copyto(view, ball[:rows, :columns], where=mask[:rows, :columns, None])
-
-
-def _ground(height: int, width: int) -> Picture:
-    """Hills of several wavelengths in three colours with a fine grain, uint8 [height, width, 3]."""
-    rng = np.random.Generator(np.random.Philox(7))
-    y, x = np.mgrid[0:height, 0:width] * (512 / max(height, width))
-    hills = np.zeros((height, width))
-    for octave in range(6):
-        fy, fx = rng.normal(size=2) * 2.0**octave * 0.012
-        hills += np.sin(fy * y + fx * x + rng.uniform(0, 6.283)) * 0.75**octave
-    checks = np.sign(np.sin(x * 0.098) * np.sin(y * 0.098)) * 0.22
-    level = 0.5 + 0.16 * hills + 0.5 * checks
-    grain = rng.normal(0, 5, size=(height, width, 1))
-    dark, light = np.array([24.0, 60.0, 78.0]), np.array([214.0, 222.0, 178.0])
-    rgb = dark + (light - dark) * np.clip(level, 0, 1)[..., None] + grain
-    return np.clip(rgb, 0, 255).astype(np.uint8)
-
-
-def _ball(size: int, colour: tuple[int, int, int]) -> tuple[Picture, NDArray[np.bool_]]:
-    """A lit ball with stripes, uint8 [size, size, 3], and where it is, [size, size]."""
-    y, x = (np.mgrid[0:size, 0:size] + 0.5) * (2 / size) - 1
-    depth = np.sqrt(np.clip(1 - x * x - y * y, 0, None))
-    light = np.clip(0.25 + 0.75 * (0.55 * depth - 0.5 * x - 0.6 * y), 0.12, 1.0)
-    stripes = np.where(np.sin(7 * (x + 0.6 * y)) > 0.35, 0.62, 1.0)
-    rgb = np.array(colour) * (light * stripes)[..., None]
-    return rgb.astype(np.uint8), depth > 0
