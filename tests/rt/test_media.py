@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 from av.audio.stream import AudioStream
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -233,6 +234,25 @@ def test_a_song_is_no_video(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         media.open_source(song)
     one_line(caught.value, "song.m4a", "no video track", "audio")
+
+
+def test_its_cover_is_no_video_either(tmp_path: Path) -> None:
+    song = tmp_path / "song.m4a"
+    with av.open(str(song), "w", format="mp4") as out:
+        audio = out.add_stream("aac", rate=RATE, layout="mono")
+        cover = out.add_stream("mjpeg", rate=1)
+        assert isinstance(audio, AudioStream)
+        assert isinstance(cover, VideoStream)
+        cover.height, cover.width, cover.pix_fmt = *SIZE, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(grey(0), format="rgb24")
+        out.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        out.mux(cover.encode(None))
+        add_tone(out, audio, 0.5)
+    with av.open(str(song)) as file:
+        assert len(file.streams.video) == 1
+    with pytest.raises(SourceError, match="no video track"):
+        media.open_source(song)
 
 
 def test_a_track_without_one_frame(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import hypothesis.strategies as st
@@ -52,6 +53,10 @@ def test_constant_motion_settles(score: float) -> None:
     for _ in range(20):
         scale = noise_scale(score, scale, **WAN)
     assert scale == pytest.approx(0.8 - 0.1 * min(score / 0.2, 1), abs=1e-9)
+
+
+def test_a_score_that_is_no_number_counts_as_no_motion() -> None:
+    assert noise_scale(math.nan, 0.7, **WAN) == noise_scale(0.0, 0.7, **WAN)
 
 
 def test_reference_of_flow_grows_with_the_picture_and_of_difference_does_not() -> None:
