@@ -173,6 +173,7 @@ def test_rate_and_jitter_are_those_of_the_emitted_frames(
             recorder.dropped(len(waiting))
             waiting.clear()
         report, steady = recorder.report(), out[warmup - 1 :]
+        assert report.frames_in_flight == len(waiting)
         assert report.ttff_s == (pytest.approx((out[0][1] - first_in) / 1e9) if out else None)
         if len(steady) > 1 and steady[-1][1] > steady[0][1]:
             seconds = (steady[-1][1] - steady[0][1]) / 1e9
