@@ -29,14 +29,20 @@ class Chunker:
         self._next = 0
         self._last_pts_s: float | None = None
 
+    @property
+    def completes(self) -> bool:
+        """Whether the next frame completes a chunk."""
+        if self._next == 0:
+            return not self._full or len(self._frames) == FRAMES_PER_CHUNK
+        return len(self._frames) + 1 == FRAMES_PER_CHUNK
+
     def push(self, frame: Frame) -> list[Chunk]:
         """The chunks that are complete with this frame: none, one, or two at the end of a full
         start.
         """
+        complete = self.completes
         self._frames.append(frame)
-        if self._full and self._next == 0 and len(self._frames) <= FRAMES_PER_CHUNK:
-            return []
-        return self._take(complete=True)
+        return self._take(complete=True) if complete else []
 
     def flush(self) -> list[Chunk]:
         """The source ended or paused: what is left, the last chunk perhaps with fewer frames."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunking import Chunker
-from .config import Prompt, SessionConfig
+from .config import Prompt, SessionConfig, check_prompt
 from .errors import ConfigError, Error, SourceError
 from .frame import Array, Chunk, Frame
 from .manifest import Geometry
@@ -69,6 +69,7 @@ class Session:
         self._chunker = Chunker(number, config.start)
         self._recorder = Recorder(config.slo, warmup_frames)
         self._frames_in = 0
+        self._shape: tuple[int, ...] | None = None
         self._next_chunk = 0
         self._last_picture: NDArray[np.uint8] | None = None
         self._last_control: NDArray[np.float32] | None = None
@@ -86,24 +87,27 @@ class Session:
         DLPack), which is copied.
 
         Blocks while the session already holds as many chunks as it may. Raises TimeoutError after
-        `timeout_s`, SourceError for something that is no picture, and the error of a failed stage.
+        `timeout_s` (the frame was not taken), SourceError for something that is no picture, and the
+        error of a failed stage.
         """
         if self._ended:
             raise ConfigError("the session is finished; open another with pipeline.session(...)")
         taken = self._as_frame(frame)
-        if not self._frames_in:
-            self._remark_size(taken)
         with self._host.changed:
+            if self._chunker.completes:
+                self._wait_for_room(timeout_s)
             self._check_open()
+            if not self._frames_in:
+                self._remark_size(taken)
             self._frames_in += 1
             self._recorder.frame_in(taken)
         for chunk in self._chunker.push(taken):
-            self._submit(chunk, timeout_s)
+            self._submit(chunk)
 
     def finish(self) -> None:
         """No further frame will come: what is grouped so far runs as the last, partial chunk."""
         for chunk in self._chunker.flush():
-            self._submit(chunk, None)
+            self._submit(chunk)
         with self._host.changed:
             self._ended = True
             self._host.changed.notify_all()
@@ -116,6 +120,7 @@ class Session:
         """
         if transition_chunks < 0:
             raise ConfigError(f"transition_chunks: got {transition_chunks}, expected 0 or more")
+        check_prompt(prompt)
         target, remarks = self._prompts.embed(prompt)
         with self._host.changed:
             self._check_open()
@@ -220,16 +225,18 @@ class Session:
 
     # Inside
 
-    def _submit(self, chunk: Chunk, timeout_s: float | None) -> None:
+    def _wait_for_room(self, timeout_s: float | None = None) -> None:
+        def decided() -> bool:
+            return self._failure is not None or self._closed or self._has_room()
+
+        if not self._host.changed.wait_for(decided, timeout_s):
+            raise TimeoutError(f"the session took no chunk within {timeout_s} s; pull its frames")
+
+    def _submit(self, chunk: Chunk) -> None:
         changed, slo = self._host.changed, self.config.slo
         pictures = tuple(self._crop(frame.rgb) for frame in chunk.frames)
         with changed:
-            if not changed.wait_for(
-                lambda: self._failure or self._closed or self._has_room(), timeout_s
-            ):
-                raise TimeoutError(
-                    f"the session took no chunk within {timeout_s} s; pull its frames"
-                )
+            self._wait_for_room()
             self._check_open()
             if self._transition:
                 self._embeddings = self._transition.popleft()
@@ -296,6 +303,12 @@ class Session:
                 f"frame {self._frames_in}: got {rgb.dtype} {list(rgb.shape)}, "
                 "expected uint8 [H, W, 3]"
             )
+        if self._shape not in (None, rgb.shape):
+            raise SourceError(
+                f"frame {self._frames_in}: got {list(rgb.shape)}, "
+                f"expected {list(self._shape or ())} as before; open another session"
+            )
+        self._shape = rgb.shape
         if isinstance(frame, Frame):
             return frame
         slo = self.config.slo

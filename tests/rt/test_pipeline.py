@@ -428,6 +428,13 @@ def test_what_is_no_picture_is_refused_in_one_line(pipeline: rt.Pipeline, bad: A
         assert session.report().frames_in == 2
 
 
+def test_the_size_of_frames_may_not_change_within_a_session(pipeline: rt.Pipeline) -> None:
+    with pipeline.session(prompt=PROMPT) as session:
+        session.push(scene(1)[0])
+        with pytest.raises(rt.SourceError, match="as before"):
+            session.push(np.zeros((SIZE, SIZE + 1, 3), np.uint8))
+
+
 def test_other_sizes_are_resized_and_said_so(pipeline: rt.Pipeline) -> None:
     for height, width in ((1, 1), (33, 71), (480, 320)):
         picture = np.full((height, width, 3), 80, np.uint8)
@@ -514,12 +521,34 @@ def test_push_and_pull(pipeline: rt.Pipeline, expected: Pictures) -> None:
                 frame = session.pull(timeout_s=30)
                 assert frame is not None
                 out.append(frame.rgb)
+        with pytest.raises(rt.ConfigError, match="prompt"):
+            session.update(prompt="  ")
         session.finish()
+        with pytest.raises(rt.ConfigError, match="finished"):
+            session.push(scene(1)[0])
         while (frame := session.pull(timeout_s=30)) is not None:
             out.append(frame.rgb)
         assert equal(out, expected)
         with pytest.raises(TimeoutError, match="no frame"):
             pipeline_session_without_input(pipeline)
+
+
+def test_a_push_that_times_out_took_nothing(pipeline: rt.Pipeline, expected: Pictures) -> None:
+    with pipeline.session(prompt=PROMPT) as session:
+        out, pictures = [], scene(41)
+        while pictures:
+            try:
+                session.push(pictures[0], timeout_s=0.05)
+                pictures.pop(0)
+            except TimeoutError:
+                while session.report().frames_in - len(out) > 8:
+                    frame = session.pull(timeout_s=30)
+                    assert frame is not None
+                    out.append(frame.rgb)
+        session.finish()
+        while (frame := session.pull(timeout_s=30)) is not None:
+            out.append(frame.rgb)
+    assert equal(out, expected)
 
 
 def pipeline_session_without_input(pipeline: rt.Pipeline) -> None:
