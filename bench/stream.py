@@ -106,7 +106,7 @@ def main() -> None:
             rows.append(Row(unit, statistics.median(r[2][unit] for r in runs), "ms/chunk", n))
         lives = [live(pipeline, frames, options.steps, options.fps) for _ in range(min(3, n))]
         for name in lives[0]:
-            unit = "frames" if name.startswith("late") else "ms"
+            unit = "frames" if name.startswith("late frames") else "ms"
             rows.append(
                 Row(
                     f"{name} at {options.fps:g} fps",
