@@ -1,4 +1,4 @@
-"""The exporter's command line: build-engines, verify, list, inspect."""
+"""The exporter's command line: build-engines, verify, list, inspect, train-tiny."""
 
 from __future__ import annotations
 
@@ -71,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = _command(commands, "inspect", _inspect, "what an engine or a weights file is")
     inspect.add_argument("path", type=Path, metavar="PATH", help="folder or file")
+
+    train = _command(commands, "train-tiny", _train, "the demonstration model, from nothing")
+    train.add_argument("--minutes", type=float, default=120, help="then stop; a later call goes on")
+    train.add_argument(
+        "--stage", choices=("vae", "dit", "decoder", "all"), default="all", help="part"
+    )
+    train.add_argument("--seed", type=int, default=0, help="of data, noise and first weights")
+    train.add_argument("--threads", type=int, default=0, help="of the CPU (0: all)")
+    train.add_argument(
+        "--out", type=Path, default=Path("checkpoints/tiny"), help="folder of weights"
+    )
     return parser
 
 
@@ -164,6 +175,22 @@ def _verify(arguments: argparse.Namespace) -> int:
     Console().print(table)
     if failed:
         raise Error(f"{failed} differences exceed the tolerance; build the engine again")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from export.tiny.run import run
+
+    with _progress() as report:
+        done = run(
+            arguments.out,
+            arguments.stage,
+            arguments.minutes,
+            arguments.seed,
+            arguments.threads,
+            report,
+        )
+    print(f"{arguments.out}: {'trained' if done else 'not finished; the same command goes on'}")
     return 0
 
 
