@@ -43,10 +43,17 @@ SDRT_HD float sum(const Lanes& a) {
     return ((a.v[0] + a.v[1]) + (a.v[2] + a.v[3])) + ((a.v[4] + a.v[5]) + (a.v[6] + a.v[7]));
 }
 
+// The same for lane numbers times values.
+SDRT_HD float moment(const Lanes& a) {
+    return ((a.v[1] + 2.0f * a.v[2]) + (3.0f * a.v[3] + 4.0f * a.v[4])) +
+           ((5.0f * a.v[5] + 6.0f * a.v[6]) + 7.0f * a.v[7]);
+}
+
 struct Node {
     Motion motion;
     float cost;
     float weight;
+    Measured measured;
 };
 
 struct Level {
@@ -63,8 +70,11 @@ FlowGrid grid_of(const Luma& level, int32_t step) {
     return {count(level.width), count(level.height), step};
 }
 
-float weight_of(float confidence, float cost) {
-    return confidence / (cost + 2.0f) + 1e-3f;
+template <typename V>
+SDRT_HD void describe(const Patch<V>& patch, Node& node) {
+    const Measured m = measured(patch, node.motion, node.cost);
+    node.measured = m;
+    node.weight = (m.xx * m.yy - m.xy * m.xy) / (m.xx + m.yy + 1e-3f) + 1e-3f;
 }
 
 // Average of the nodes whose patches cover (x, y), nearer centres counting more.
@@ -117,7 +127,7 @@ SDRT_CLONES void search_rows(Level& level, const Level* coarser, int32_t begin, 
             }
             Node& node = level.nodes[j * g.columns + i];
             node.motion = search(patch, level.b, x, y, start, prior, level.iterations, node.cost);
-            node.weight = weight_of(patch.confidence, node.cost);
+            describe(patch, node);
         }
     }
 }
@@ -158,7 +168,79 @@ SDRT_CLONES void offer_rows(Level& level, const std::vector<Node>& before, int32
             if (chosen < 0) continue;
             node.motion = search(patch, level.b, x, y, offers[chosen], kInheritedGain,
                                  level.iterations, node.cost);
-            node.weight = weight_of(patch.confidence, node.cost);
+            describe(patch, node);
+        }
+    }
+}
+
+// The motion of all nodes, with one more around them for neighbours, before and after a round.
+struct Plane {
+    int64_t columns, rows, stride;
+    std::vector<float> u, v;
+
+    explicit Plane(const FlowGrid& g)
+        : columns(g.columns),
+          rows(g.rows),
+          stride(g.columns + 2),
+          u((g.columns + 2) * int64_t{g.rows + 2}),
+          v(u.size()) {}
+
+    int64_t row(int64_t j) const { return (j + 1) * stride + 1; }
+};
+
+// What lies around the grid continues it in a straight line.
+void continue_outwards(const Plane& plane, std::vector<float>& values) {
+    const int64_t columns = plane.columns, rows = plane.rows, stride = plane.stride;
+    const int64_t beside = columns > 1 ? 1 : 0, below = rows > 1 ? stride : 0;
+    for (int64_t j = 0; j < rows; ++j) {
+        float* p = values.data() + plane.row(j);
+        p[-1] = 2.0f * p[0] - p[beside];
+        p[columns] = 2.0f * p[columns - 1] - p[columns - 1 - beside];
+    }
+    for (int64_t i = -1; i <= columns; ++i) {
+        float* p = values.data() + plane.row(0) + i;
+        p[-stride] = 2.0f * p[0] - p[below];
+        p = values.data() + plane.row(rows - 1) + i;
+        p[stride] = 2.0f * p[0] - p[-below];
+    }
+}
+
+SDRT_CLONES void settle_row(const Measured* m, const Plane& before, int64_t row, float inverse,
+                            float smooth, Plane& after) {
+    const float *u = before.u.data() + row, *v = before.v.data() + row;
+    float *out_u = after.u.data() + row, *out_v = after.v.data() + row;
+    for (int64_t i = 0; i < before.columns; ++i) {
+        settle_node(m[i], u + i, v + i, before.stride, inverse, smooth, out_u + i, out_v + i);
+    }
+}
+
+// All nodes agree with their measurements and their neighbours. A few ten thousand of them take
+// less than starting threads for every round would.
+void settle(Level& level, const FlowSettings& settings) {
+    Plane now(level.grid), next(level.grid);
+    std::vector<Measured> measured;
+    measured.reserve(level.nodes.size());
+    for (const Node& node : level.nodes) measured.push_back(node.measured);
+    for (int64_t j = 0; j < now.rows; ++j) {
+        for (int64_t i = 0; i < now.columns; ++i) {
+            now.u[now.row(j) + i] = measured[j * now.columns + i].u;
+            now.v[now.row(j) + i] = measured[j * now.columns + i].v;
+        }
+    }
+    const float inverse = 0.5f / static_cast<float>(settings.step);
+    for (int round = 0; round < settings.rounds; ++round) {
+        continue_outwards(now, now.u);
+        continue_outwards(now, now.v);
+        for (int64_t j = 0; j < now.rows; ++j) {
+            settle_row(measured.data() + j * now.columns, now, now.row(j), inverse, settings.smooth,
+                       next);
+        }
+        std::swap(now, next);
+    }
+    for (int64_t j = 0; j < now.rows; ++j) {
+        for (int64_t i = 0; i < now.columns; ++i) {
+            Motion& motion = level.nodes[j * now.columns + i].motion;
+            motion = {now.u[now.row(j) + i], now.v[now.row(j) + i], motion.gain};
         }
     }
 }
@@ -212,6 +294,7 @@ FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& s
         parallel_for(level.grid.rows, grain, threads, [&](int64_t begin, int64_t end) {
             offer_rows(level, before, static_cast<int32_t>(begin), static_cast<int32_t>(end));
         });
+        settle(level, settings);
     }
     const Level& finest = levels.front();
     FlowField field{finest.a.width, finest.a.height, a.first, {}};
@@ -224,58 +307,6 @@ FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& s
         }
     });
     return field;
-}
-
-void expand_flow(const FlowField& field, const Array& out, int32_t begin, int32_t end) {
-    const float scale = 1.0f / static_cast<float>(1 << field.first);
-    const auto place = [scale](int32_t index, int32_t extent, int32_t& low, float& part) {
-        const float at = std::clamp((static_cast<float>(index) + 0.5f) * scale - 0.5f, 0.0f,
-                                    static_cast<float>(extent - 1));
-        low = std::min(static_cast<int32_t>(at), std::max(extent - 2, 0));
-        part = at - static_cast<float>(low);
-    };
-    for (int32_t y = begin; y < end; ++y) {
-        int32_t low_y, low_x;
-        float fy, fx;
-        place(y, field.height, low_y, fy);
-        const int32_t down = field.height > 1 ? field.width : 0, right = field.width > 1 ? 1 : 0;
-        for (int32_t x = 0; x < out.shape[1]; ++x) {
-            place(x, field.width, low_x, fx);
-            const Motion* p = field.motion.data() + int64_t{low_y} * field.width + low_x;
-            const auto mix = [&](float a, float b, float c, float d) {
-                return (a + (b - a) * fx) + ((c + (d - c) * fx) - (a + (b - a) * fx)) * fy;
-            };
-            char* target = static_cast<char*>(out.data) + y * out.strides[0] + x * out.strides[1];
-            const float u = mix(p[0].u, p[right].u, p[down].u, p[down + right].u);
-            const float v = mix(p[0].v, p[right].v, p[down].v, p[down + right].v);
-            *reinterpret_cast<float*>(target) = u;
-            *reinterpret_cast<float*>(target + out.strides[2]) = v;
-        }
-    }
-}
-
-void flow_statistics(const FlowField& field, float out[5]) {
-    const auto n = static_cast<int64_t>(field.motion.size());
-    std::vector<float> lengths(n);
-    double total = 0.0;
-    int64_t moving = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const Motion m = field.motion[i];
-        lengths[i] = std::sqrt(m.u * m.u + m.v * m.v);
-        total += lengths[i];
-        moving += lengths[i] > 0.5f;
-    }
-    // Nearest rank: the value that at least this share does not exceed.
-    const auto rank = [&](int64_t percent) {
-        const int64_t k = std::max<int64_t>((n * percent + 99) / 100, 1) - 1;
-        std::nth_element(lengths.begin(), lengths.begin() + k, lengths.end());
-        return lengths[k];
-    };
-    out[0] = static_cast<float>(total / static_cast<double>(n));
-    out[1] = rank(50);
-    out[2] = rank(90);
-    out[3] = *std::max_element(lengths.begin(), lengths.end());
-    out[4] = static_cast<float>(moving) / static_cast<float>(n);
 }
 
 }  // namespace sdrt

@@ -2,7 +2,9 @@
 // until it fits (inverse compositional, after Kroeger et al., "Fast optical flow using dense
 // inverse search", ECCV 2016), neighbours offering each other their motion, then averaged into a
 // field. Unlike there, gain and offset of every patch are projected out of its gradients: a change
-// of brightness is no motion.
+// of brightness is no motion. And on every level the patches settle with their neighbours by least
+// squares, each as sure of itself as its texture and what it leaves unexplained allow: noise and
+// edges that slide along themselves are then carried by what is around them.
 //
 // A patch is eight rows of lanes. `V` is one row: eight floats on the host, one float in each of
 // eight neighbouring threads on a device; `sum` adds its lanes up. Everything below is written once
@@ -51,7 +53,8 @@ struct Patch {
     V sy[kPatch];
     float tt;            // sum of squares of t
     float own_x, own_y;  // the step with which the patch itself would answer
-    float confidence;  // smaller eigenvalue of H, roughly: how well the patch pins both directions
+    float xx, xy, yy;    // H: how well the patch pins each direction
+    float off_x, off_y;  // where its texture lies, from its centre
 };
 
 constexpr float kDamping = 1.0f;  // squared grey levels; keeps a flat patch from running
@@ -80,7 +83,7 @@ SDRT_HD void prepare_patch(const Luma& a, int32_t x, int32_t y, Patch<V>& m) {
     constexpr float inverse = 1.0f / (kPatch * kPatch);
     const float mean_t = sum(sum_t) * inverse, mean_x = sum(sum_x) * inverse;
     const float mean_y = sum(sum_y) * inverse;
-    V tt{}, xx{}, xy{}, yy{};
+    V tt{}, xx{}, xy{}, yy{}, energy{}, low{};
     for (int r = 0; r < kPatch; ++r) {
         m.t[r] = m.t[r] - mean_t;
         m.sx[r] = m.sx[r] - mean_x;
@@ -89,11 +92,19 @@ SDRT_HD void prepare_patch(const Luma& a, int32_t x, int32_t y, Patch<V>& m) {
         xx = xx + m.sx[r] * m.sx[r];
         xy = xy + m.sx[r] * m.sy[r];
         yy = yy + m.sy[r] * m.sy[r];
+        low = low + energy;  // row r is counted 7 - r times
+        energy = xx + yy;
     }
+    low = low + V{};
     m.tt = sum(tt);
-    const float hxx = sum(xx) + kDamping, hxy = sum(xy), hyy = sum(yy) + kDamping;
+    m.xx = sum(xx);
+    m.xy = sum(xy);
+    m.yy = sum(yy);
+    const float inverse_energy = 1.0f / (m.xx + m.yy + kDamping);
+    m.off_x = (moment(energy) - 3.5f * (m.xx + m.yy)) * inverse_energy;
+    m.off_y = (3.5f * (m.xx + m.yy) - sum(low)) * inverse_energy;
+    const float hxx = m.xx + kDamping, hxy = m.xy, hyy = m.yy + kDamping;
     const float det = hxx * hyy - hxy * hxy;
-    m.confidence = det / (hxx + hyy);
     const float scale = 1.0f / det;
     V own_x{}, own_y{};
     for (int r = 0; r < kPatch; ++r) {
@@ -150,10 +161,9 @@ SDRT_HD Response respond(const Patch<V>& m, const Luma& b, int32_t x, int32_t y,
     return {sum(dx), sum(dy), gain, left * (1.0f / (kPatch * kPatch))};
 }
 
-// Of each Gauss-Newton step only this much is taken. Going slowly and stopping early leans a patch
-// on where it started: against full steps the mean error fell by a third and that under noise by a
-// quarter.
-constexpr float kStep = 0.25f;
+// Of each Gauss-Newton step only this much is taken: a patch that goes slowly and stops early leans
+// on where it started.
+constexpr float kStep = 0.5f;
 constexpr float kSettled = 0.02f;  // pixels of the level; smaller steps are not taken
 
 // Moves the patch until it fits. Returns where it went and the cost there; a search that runs away
@@ -180,6 +190,56 @@ SDRT_HD Motion search(const Patch<V>& m, const Luma& b, int32_t x, int32_t y, Mo
     return best;
 }
 
+// What is known of the motion of one node of the grid: its own measurement, how much that counts in
+// each direction (H over the noise of the patch), and where in the patch it was made.
+struct Measured {
+    float u, v;
+    float xx, xy, yy;
+    float off_x, off_y;
+};
+
+constexpr float kOwnNoise = 5.0f;  // squared grey levels that a patch is never surer than
+constexpr float kTear = 1.0f;      // pixels; neighbours that differ by more hardly count
+constexpr float kSteepest = 0.2f;  // largest change of motion from pixel to pixel that is believed
+
+template <typename V>
+SDRT_HD Measured measured(const Patch<V>& m, Motion motion, float cost) {
+    const float sure = 1.0f / (cost + kOwnNoise);
+    return {motion.u, motion.v, m.xx * sure, m.xy * sure, m.yy * sure, m.off_x, m.off_y};
+}
+
+// One round of smoothing (of Jacobi, for the least squares of all nodes): the motion that agrees
+// best with the measurement and with the four neighbours, each of which counts `smooth`. `u`, `v`
+// point at the node; neighbours are 1 and `stride` away. `inverse` is 1 over the pixels between
+// opposite neighbours. A measurement made off the centre of its patch is brought there by the slope
+// of the field: a patch that turns or grows says how its texture moves, not how its centre does.
+SDRT_HD void settle_node(const Measured& m, const float* u, const float* v, int64_t stride,
+                         float inverse, float smooth, float* out_u, float* out_v) {
+    const auto slope = [inverse](float before, float after) {
+        const float s = (after - before) * inverse;
+        return s < kSteepest ? (s > -kSteepest ? s : -kSteepest) : kSteepest;
+    };
+    const float mu = m.u - slope(u[-1], u[1]) * m.off_x - slope(u[-stride], u[stride]) * m.off_y;
+    const float mv = m.v - slope(v[-1], v[1]) * m.off_x - slope(v[-stride], v[stride]) * m.off_y;
+    float weight = 1e-6f, wu = 1e-6f * u[0], wv = 1e-6f * v[0];
+    const auto hear = [&](int64_t at) {
+        const float du = u[at] - u[0], dv = v[at] - v[0];
+        const float w = smooth / (1.0f + (du * du + dv * dv) * (1.0f / (kTear * kTear)));
+        weight += w;
+        wu += w * u[at];
+        wv += w * v[at];
+    };
+    hear(-1);
+    hear(1);
+    hear(-stride);
+    hear(stride);
+    const float xx = m.xx + weight, yy = m.yy + weight;
+    const float rx = m.xx * mu + m.xy * mv + wu, ry = m.xy * mu + m.yy * mv + wv;
+    const float over = 1.0f / (xx * yy - m.xy * m.xy);
+    *out_u = (rx * yy - ry * m.xy) * over;
+    *out_v = (ry * xx - rx * m.xy) * over;
+}
+
 // Luma of one frame at the working resolution, 2^first of the full one to each side, and coarser.
 struct Pyramid {
     int first = 0;
@@ -198,10 +258,12 @@ struct FlowSettings {
     int64_t area;  // most pixels at the working resolution
     int32_t step;
     int iterations;
+    int rounds;    // of smoothing
+    float smooth;  // what the motion of a neighbour counts there
 };
 
-constexpr FlowSettings kFastFlow{32768, 4, 8};
-constexpr FlowSettings kAccurateFlow{131072, 3, 16};
+constexpr FlowSettings kFastFlow{32768, 4, 4, 12, 100.0f};
+constexpr FlowSettings kAccurateFlow{131072, 4, 8, 24, 300.0f};
 
 Pyramid luma_pyramid(const Array& frame, const FlowSettings& settings);
 FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& settings,
