@@ -8,6 +8,7 @@ from a full window, whose distances are all that a stream of any length ever sho
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -242,11 +243,13 @@ def train_dit(recipe: Recipe, vae: Taehv, deadline: float, report: Report) -> tu
         kind = "again" if step % 3 == 2 else ("whole" if frames == 1 else "window")
         return {kind: error.square().mean() + 0.3 * error.abs().mean()}
 
-    optimizers = optimizers_of(model, r.rate)
-    done = train(
-        model, optimizers, loss_of, steps=r.steps, state=recipe.out / STATE,
-        deadline=deadline, report=report,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        # autocast leaves the weights of norms in float32, where they belong
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        done = train(
+            model, optimizers_of(model, r.rate), loss_of, steps=r.steps, state=recipe.out / STATE,
+            deadline=deadline, report=report,
+        )  # fmt: skip
     return model, done
 
 

@@ -51,31 +51,33 @@ def train(
             optimizer.load_state_dict(found)
     saved = time.monotonic()
     seen: dict[str, float] = {}
-    while step < steps and time.monotonic() < deadline:
-        factor = min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
-        for optimizer, base in zip(optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * factor
-        terms = loss_of(step)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        step += 1
-        kept_share = min(averaging, step / (step + 10))
-        with torch.no_grad():
-            for name, tensor in model.named_parameters():
-                average[name].lerp_(tensor, 1 - kept_share)
-        for name, term in terms.items():
-            value = float(term.detach())
-            seen[name] = 0.95 * seen.get(name, value) + 0.05 * value
-        report(" ".join(f"{name} {value:.4f}" for name, value in seen.items()), step, steps)
-        if time.monotonic() - saved > SAVE_EVERY_S:
-            _save(state, step, model, average, optimizers)
-            saved = time.monotonic()
-    _save(state, step, model, average, optimizers)
+    try:
+        while step < steps and time.monotonic() < deadline:
+            factor = min(1.0, (step + 1) / WARMUP, (steps - step) / (COOLDOWN * steps))
+            for optimizer, base in zip(optimizers, rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, base, strict=True):
+                    group["lr"] = rate * factor
+            terms = loss_of(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            step += 1
+            kept_share = min(averaging, step / (step + 10))
+            with torch.no_grad():
+                for name, tensor in model.named_parameters():
+                    average[name].lerp_(tensor, 1 - kept_share)
+            for name, term in terms.items():
+                value = float(term.detach())
+                seen[name] = 0.95 * seen.get(name, value) + 0.05 * value
+            report(" ".join(f"{name} {value:.4f}" for name, value in seen.items()), step, steps)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                _save(state, step, model, average, optimizers)
+                saved = time.monotonic()
+    finally:  # also when interrupted
+        _save(state, step, model, average, optimizers)
     model.load_state_dict(average, strict=False)
     return step >= steps
 
