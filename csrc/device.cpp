@@ -54,9 +54,12 @@ int device_of(const void* address) {
 
 #else
 
+#include "kernels/frame_difference.h"
 #include "kernels/frames_to_pixels.h"
 #include "kernels/mix_noise.h"
+#include "kernels/noise_control.h"
 #include "kernels/pixels_to_frames.h"
+#include "kernels/refresh_sinks.h"
 #include "kernels/renoise.h"
 
 namespace sdrt {
@@ -99,6 +102,22 @@ void mix_noise_cuda(const void*, const float*, const NoiseKey&, void*, int64_t, 
 }
 void renoise_cuda(const void*, const void*, const float*, const float*, const NoiseKey&, void*,
                   int64_t, Dtype, CudaStream) {
+    absent();
+}
+void noise_control_cuda(const Scores&, const float*, bool, const NoiseRange&, const float*, int64_t,
+                        float*, CudaStream) {
+    absent();
+}
+void refresh_sinks_cuda(const SinkArrays&, const SinkRules&, CudaStream) {
+    absent();
+}
+void squared_difference_cuda(const Array&, const Array&, uint64_t*, CudaStream) {
+    absent();
+}
+void clear_sums_cuda(uint64_t*, int64_t, CudaStream) {
+    absent();
+}
+void rms_cuda(const uint64_t*, int64_t, int64_t, float*, CudaStream) {
     absent();
 }
 

@@ -7,11 +7,8 @@
 #include "device.h"
 #include "kernels/frame_difference.h"
 #include "kernels/frames_to_pixels.h"
-#include "kernels/mix_noise.h"
 #include "kernels/optical_flow.h"
-#include "kernels/philox_normal.h"
 #include "kernels/pixels_to_frames.h"
-#include "kernels/renoise.h"
 #include "kernels/threads.h"
 
 namespace sdrt {
@@ -29,28 +26,6 @@ float* floats(const Array& a) {
 
 int32_t narrow(int64_t v) {
     return static_cast<int32_t>(v);
-}
-
-// A latent and what is written of it: one shape, one format, one place; on a device without gaps.
-void check_latent(const char* name, const Array& a, const char* out_name, const Array& out) {
-    check_dtype(name, a, {Dtype::f32, Dtype::f16, Dtype::bf16});
-    if (a.size() < 1) throw ArgumentError(name, describe(a), "at least one element");
-    if (a.size() > (int64_t{1} << 34))
-        throw ArgumentError(name, describe(a), "at most 2^34 elements");
-    check_same_shape(out_name, out, name, a);
-    check_dtype(out_name, out, {a.dtype});
-    check_device(out_name, out, a.device);
-    if (a.device == kHost) return;
-    check_contiguous(name, a);
-    check_contiguous(out_name, out);
-}
-
-// One number, or a record of them, where the latent is.
-void check_record(const char* name, const Array& a, int64_t count, const Array& latent) {
-    check_dtype(name, a, {Dtype::f32});
-    check_shape(name, a, {count});
-    check_contiguous(name, a);
-    check_device(name, a, latent.device);
 }
 
 }  // namespace
@@ -204,12 +179,12 @@ void optical_flow_magnitude(std::span<const Array> frames, const Array* last, co
 }
 
 void frame_difference(std::span<const Array> frames, const Array* last, const Array& out,
-                      Where where) {
+                      const Array* sums, Where where) {
     check_threads(where.threads);
-    if (check_frames(frames, true) != kHost) check_host("frames", frames[0]);
+    const int device = check_frames(frames, true);
     if (last != nullptr) {
         check_frame("last", *last);
-        check_host("last", *last);
+        check_device("last", *last, device);
         check_same_shape("last", *last, "frames[0]", frames[0]);
     }
     const auto count = static_cast<int64_t>(frames.size());
@@ -217,81 +192,34 @@ void frame_difference(std::span<const Array> frames, const Array* last, const Ar
     check_shape("out", out, {count});
     check_contiguous("out", out);
     check_writable("out", out);
-    check_host("out", out);
+    check_device("out", out, device);
     const int64_t samples = frames[0].size();
+    const auto before = [&](int64_t i) { return i == 0 ? last : &frames[i - 1]; };
+    if (device != kHost) {
+        if (sums == nullptr) throw ArgumentError("sums", "none", "int64 [T] beside the frames");
+        check_dtype("sums", *sums, {Dtype::i64});
+        check_shape("sums", *sums, {count});
+        check_contiguous("sums", *sums);
+        check_writable("sums", *sums);
+        check_device("sums", *sums, device);
+        auto* squares = static_cast<uint64_t*>(sums->data);
+        const DeviceGuard guard(device);
+        launch([&] { clear_sums_cuda(squares, count, where.stream); });
+        for (int64_t i = last != nullptr ? 0 : 1; i < count; ++i) {
+            launch(
+                [&] { squared_difference_cuda(*before(i), frames[i], squares + i, where.stream); });
+        }
+        launch([&] { rms_cuda(squares, count, samples, floats(out), where.stream); });
+        return;
+    }
     parallel_for(count, 1 + 2 * kGrainPixels / samples, where.threads,
                  [&](int64_t begin, int64_t end) {
                      for (int64_t i = begin; i < end; ++i) {
-                         const Array* before = i == 0 ? last : &frames[i - 1];
-                         double mean = 0.0;
-                         if (before != nullptr) {
-                             mean = static_cast<double>(squared_difference(*before, frames[i])) /
-                                    static_cast<double>(samples);
-                         }
-                         floats(out)[i] = static_cast<float>(std::sqrt(mean) / 127.5);
+                         const uint64_t squares =
+                             before(i) != nullptr ? squared_difference(*before(i), frames[i]) : 0;
+                         floats(out)[i] = rms_of(squares, samples);
                      }
                  });
-}
-
-void noise_control(const Array& scores, const Array& previous, bool has_previous,
-                   const NoiseRange& range, const Array& sigmas, const Array& out) {
-    check_host("scores", scores);
-    check_record("scores", scores, kAny, scores);
-    check_record("previous", previous, 4, scores);
-    check_record("sigmas", sigmas, kAny, scores);
-    check_record("out", out, 4, scores);
-    check_writable("out", out);
-    check_range("reference", range.reference, 1e-6, 1e6);
-    check_range("s_max", range.s_max, 0, 1);
-    check_range("s_min", range.s_min, 0, range.s_max);
-    check_range("smoothing", range.smoothing, 0, 1);
-    check_range("timestep_offset", range.timestep_offset, -1000, 1000);
-    if (has_previous) check_range("previous[1]", floats(previous)[1], 0, 1);
-    noise_control_one(floats(scores), scores.shape[0], floats(previous), has_previous, range,
-                      floats(sigmas), sigmas.shape[0], floats(out));
-}
-
-void mix_noise(const Array& latent, const Array& control, const NoiseKey& key, const Array& out,
-               Where where) {
-    check_threads(where.threads);
-    check_latent("latent", latent, "out", out);
-    check_record("control", control, 4, latent);
-    check_writable("out", out);
-    if (latent.device == kHost) {
-        return mix_noise_host(latent, floats(control)[1], key, out, where.threads);
-    }
-    const DeviceGuard guard(latent.device);
-    launch([&] {
-        mix_noise_cuda(latent.data, floats(control), key, out.data, latent.size(), latent.dtype,
-                       where.stream);
-    });
-}
-
-void renoise(const Array& noisy, const Array& velocity, const Array& sigma, const Array& sigma_next,
-             const NoiseKey& key, const Array& out, Where where) {
-    check_threads(where.threads);
-    check_latent("noisy", noisy, "velocity", velocity);
-    check_latent("noisy", noisy, "out", out);
-    check_record("sigma", sigma, 1, noisy);
-    check_record("sigma_next", sigma_next, 1, noisy);
-    check_writable("out", out);
-    if (noisy.device == kHost) {
-        return renoise_host(noisy, velocity, *floats(sigma), *floats(sigma_next), key, out,
-                            where.threads);
-    }
-    const DeviceGuard guard(noisy.device);
-    launch([&] {
-        renoise_cuda(noisy.data, velocity.data, floats(sigma), floats(sigma_next), key, out.data,
-                     noisy.size(), noisy.dtype, where.stream);
-    });
-}
-
-void philox_normal(const NoiseKey& key, const Array& out, Where where) {
-    check_threads(where.threads);
-    check_latent("out", out, "out", out);
-    check_host("out", out);
-    check_writable("out", out);
-    philox_normal_host(key, out, where.threads);
 }
 
 }  // namespace sdrt

@@ -38,10 +38,11 @@ void optical_flow(const Array& prev, const Array& next, const std::string& quali
                   const Array& out, Where where);
 void optical_flow_magnitude(std::span<const Array> frames, const Array* last, const Array& out,
                             Where where);
+// sums: on a device int64 [T] to add up in; not read on the host.
 void frame_difference(std::span<const Array> frames, const Array* last, const Array& out,
-                      Where where);
+                      const Array* sums, Where where);
 void noise_control(const Array& scores, const Array& previous, bool has_previous,
-                   const NoiseRange& range, const Array& sigmas, const Array& out);
+                   const NoiseRange& range, const Array& sigmas, const Array& out, Where where);
 void mix_noise(const Array& latent, const Array& control, const NoiseKey& key, const Array& out,
                Where where);
 void renoise(const Array& noisy, const Array& velocity, const Array& sigma, const Array& sigma_next,

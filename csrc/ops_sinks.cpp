@@ -1,6 +1,7 @@
 #include <limits>
 
 #include "checks.h"
+#include "device.h"
 #include "kernels/refresh_sinks.h"
 #include "kernels/threads.h"
 #include "ops.h"
@@ -29,10 +30,21 @@ void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_t
         throw ArgumentError("positions", "\"" + rules.positions + "\"",
                             "\"window\" or \"absolute\"");
     }
-    for (const auto& [name, a] :
-         {std::pair{"k_ring", &k_ring}, {"v_ring", &v_ring}, {"sink_time", &sink_time}}) {
-        check_dtype(name, *a, {Dtype::f32});
-        check_host(name, *a);
+    check_dtype("k_ring", k_ring, {Dtype::f32, Dtype::f16, Dtype::bf16});
+    check_dtype("v_ring", v_ring, {k_ring.dtype});
+    check_dtype("sink_time", sink_time, {Dtype::f32});
+    for (const auto& [name, a] : {std::pair{"v_ring", &v_ring},
+                                  {"sink_time", &sink_time},
+                                  {"sink_index", &sink_index},
+                                  {"last", &last},
+                                  {"query", &query}}) {
+        // An array of no elements is nowhere.
+        if (a->size() > 0) check_device(name, *a, k_ring.device);
+    }
+    for (const auto& [name, a] : {std::pair{"k_ring", &k_ring},
+                                  {"v_ring", &v_ring},
+                                  {"sink_time", &sink_time},
+                                  {"sink_index", &sink_index}}) {
         check_writable(name, *a);
     }
     const int64_t tokens = rules.tokens_per_frame;
@@ -40,6 +52,10 @@ void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_t
     check_same_shape("v_ring", v_ring, "k_ring", k_ring);
     const int64_t blocks = k_ring.shape[0], rows = k_ring.shape[1], heads = k_ring.shape[2];
     const int64_t head_dim = k_ring.shape[4];
+    check_range("blocks * rows", static_cast<double>(blocks) * static_cast<double>(rows), 1,
+                kLargest);
+    check_range("heads", static_cast<double>(heads), 1, kLargest);
+    check_range("head_dim", static_cast<double>(head_dim), 1, kLargest);
     check_range("sinks * tokens_per_frame", static_cast<double>(rules.sinks * tokens), 0, kLargest);
     const int64_t channels = sink_time.ndim == 5 ? sink_time.shape[4] : 0;
     check_shape("sink_time", sink_time, {blocks, rows, heads, rules.sinks * tokens, channels});
@@ -48,22 +64,20 @@ void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_t
     if (channels % 2) throw ArgumentError("sink_time", describe(sink_time), "pairs of channels");
     for (const auto& [name, a] :
          {std::pair{"k_ring", &k_ring}, {"v_ring", &v_ring}, {"sink_time", &sink_time}}) {
-        const int64_t row = a->shape[4] * 4;
-        if ((a->shape[3] > 1 && a->strides[3] != row) || (a->shape[4] > 1 && a->strides[4] != 4)) {
+        const int64_t item = size_of(a->dtype), row = a->shape[4] * item;
+        if ((a->shape[3] > 1 && a->strides[3] != row) ||
+            (a->shape[4] > 1 && a->strides[4] != item)) {
             throw ArgumentError(name, "strided tokens", "each head's tokens without gaps");
         }
     }
     check_dtype("sink_index", sink_index, {Dtype::i64});
     check_shape("sink_index", sink_index, {blocks, rows, rules.sinks});
-    check_host("sink_index", sink_index);
-    check_writable("sink_index", sink_index);
     if (rules.sinks > 1 && sink_index.strides[2] != 8) {
         throw ArgumentError("sink_index", "strided sinks", "each row's sinks without gaps");
     }
     for (const auto& [name, a] : {std::pair{"last", &last}, {"query", &query}}) {
         check_dtype(name, *a, {Dtype::i64});
         check_shape(name, *a, {rows});
-        check_host(name, *a);
     }
     if (rules.sinks == 0) return;
     const SinkRules plain{narrow(rules.window),
@@ -73,26 +87,38 @@ void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_t
                           rules.threshold ? static_cast<float>(*rules.threshold)
                                           : std::numeric_limits<float>::quiet_NaN(),
                           rules.positions == "window"};
-    const auto row_of = [](const Array& a, int64_t block, int64_t row) {
-        return static_cast<char*>(a.data) + block * a.strides[0] + row * a.strides[1];
+    const auto steps = [](const Array& a) {
+        const int64_t item = size_of(a.dtype);
+        return SinkArrays::Strides{a.strides[0] / item, a.strides[1] / item, a.strides[2] / item};
     };
+    const SinkArrays arrays{k_ring.data,
+                            v_ring.data,
+                            static_cast<float*>(sink_time.data),
+                            static_cast<int64_t*>(sink_index.data),
+                            static_cast<const int64_t*>(last.data),
+                            static_cast<const int64_t*>(query.data),
+                            k_ring.dtype,
+                            steps(k_ring),
+                            steps(v_ring),
+                            steps(sink_time),
+                            steps(sink_index),
+                            last.strides[0] / 8,
+                            query.strides[0] / 8,
+                            narrow(blocks),
+                            narrow(rows),
+                            narrow(heads),
+                            narrow(head_dim),
+                            narrow(channels / 2)};
+    if (k_ring.device != kHost) {
+        check_range("sinks", plain.sinks, 0, kMostSinksOnDevice);
+        check_range("head_dim", static_cast<double>(head_dim), 1, kWidestHeadOnDevice);
+        const DeviceGuard guard(k_ring.device);
+        launch([&] { refresh_sinks_cuda(arrays, plain, where.stream); });
+        return;
+    }
     const int64_t work = heads * rules.sinks * tokens * head_dim;
     parallel_for(blocks * rows, 1 + kGrain / work, where.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t b = i / rows, r = i % rows;
-            const SinkState state{reinterpret_cast<float*>(row_of(k_ring, b, r)),
-                                  reinterpret_cast<float*>(row_of(v_ring, b, r)),
-                                  reinterpret_cast<float*>(row_of(sink_time, b, r)),
-                                  reinterpret_cast<int64_t*>(row_of(sink_index, b, r)),
-                                  k_ring.strides[2] / 4,
-                                  v_ring.strides[2] / 4,
-                                  sink_time.strides[2] / 4,
-                                  narrow(heads),
-                                  narrow(head_dim),
-                                  narrow(channels / 2)};
-            refresh_sinks_host(state, plain, *reinterpret_cast<int64_t*>(last.at(r)),
-                               *reinterpret_cast<int64_t*>(query.at(r)));
-        }
+        for (int64_t i = begin; i < end; ++i) refresh_sinks_host(arrays, plain, i / rows, i % rows);
     });
 }
 

@@ -12,8 +12,7 @@ constexpr int64_t kRun = 65536;  // squares of bytes that a uint32 can add up: 6
 SDRT_CLONES uint32_t squares_of_run(const uint8_t* a, const uint8_t* b, int64_t n) {
     uint32_t sum = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const int32_t d = static_cast<int32_t>(a[i]) - static_cast<int32_t>(b[i]);
-        sum += static_cast<uint32_t>(d * d);
+        sum += square_of(a[i], b[i]);
     }
     return sum;
 }
@@ -39,9 +38,8 @@ uint64_t squared_difference(const Array& a, const Array& b) {
         }
         for (int64_t x = 0; x < a.shape[1]; ++x) {
             for (int64_t c = 0; c < 3; ++c) {
-                const int d =
-                    p[x * a.strides[1] + c * a.strides[2]] - q[x * b.strides[1] + c * b.strides[2]];
-                sum += static_cast<uint64_t>(d * d);
+                sum += square_of(p[x * a.strides[1] + c * a.strides[2]],
+                                 q[x * b.strides[1] + c * b.strides[2]]);
             }
         }
     }

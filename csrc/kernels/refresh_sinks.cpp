@@ -3,20 +3,34 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/convert.h"
+
 namespace sdrt {
 namespace {
 
 // Adds up the rows of [tokens, width]. Double, because a threshold decides on what comes out.
-SDRT_CLONES void add_rows(const float* __restrict rows, int32_t tokens, int32_t width,
-                          double* __restrict sums) {
+template <typename T>
+SDRT_HD void add_all(const T* __restrict rows, int32_t tokens, int32_t width,
+                     double* __restrict sums) {
     for (int32_t t = 0; t < tokens; ++t, rows += width) {
-        for (int32_t c = 0; c < width; ++c) sums[c] += static_cast<double>(rows[c]);
+        for (int32_t c = 0; c < width; ++c) sums[c] += static_cast<double>(to_float(rows[c]));
     }
 }
 
+SDRT_CLONES void add_rows(const float* rows, int32_t tokens, int32_t width, double* sums) {
+    add_all(rows, tokens, width, sums);
+}
+SDRT_CLONES void add_rows(const F16* rows, int32_t tokens, int32_t width, double* sums) {
+    add_all(rows, tokens, width, sums);
+}
+SDRT_CLONES void add_rows(const Bf16* rows, int32_t tokens, int32_t width, double* sums) {
+    add_all(rows, tokens, width, sums);
+}
+
+template <typename T>
 class Row {
   public:
-    Row(const SinkState& state, const SinkRules& rules)
+    Row(const SinkState<T>& state, const SinkRules& rules)
         : a(state), rules(rules), cosines(state.pairs), sines(state.pairs) {}
 
     // Time channels of the keys of frame `frame`, in its slot, turned back into the side copy of
@@ -24,14 +38,14 @@ class Row {
     void capture(int64_t frame, int32_t s) {
         turn_to(-frame);
         const int64_t slot = slot_of(frame, rules.window, rules.sinks);
-        each_token(s, slot, [&](float* time, float* key) { rotate(key, time); });
+        each_token(s, slot, [&](float* time, T* key) { rotate(key, time); });
         a.sink_index[s] = frame;
     }
 
     // Sink s gets its time channels from the side copy, for `position`.
     void place(int32_t s, int64_t position) {
         turn_to(position);
-        each_token(s, s, [&](float* time, float* key) { rotate(time, key); });
+        each_token(s, s, [&](float* time, T* key) { rotate(time, key); });
     }
 
     // Frame `frame` takes the place of sink s, whole keys (rotated as they were written) and
@@ -40,8 +54,8 @@ class Row {
         const int64_t slot = slot_of(frame, rules.window, rules.sinks);
         const int64_t count = int64_t{rules.tokens} * a.head_dim;
         for (int32_t h = 0; h < a.heads; ++h) {
-            float* k = a.k + h * a.k_head;
-            float* v = a.v + h * a.v_head;
+            T* k = a.k + h * a.k_head;
+            T* v = a.v + h * a.v_head;
             std::copy_n(k + slot * count, count, k + s * count);
             std::copy_n(v + slot * count, count, v + s * count);
         }
@@ -75,10 +89,14 @@ class Row {
         }
     }
 
-    void rotate(const float* from, float* to) const {
+    template <typename From, typename To>
+    void rotate(const From* from, To* to) const {
         for (int32_t p = 0; p < a.pairs; ++p) {
-            rotate_pair(from[2 * p], from[2 * p + 1], cosines[p], sines[p], to[2 * p],
-                        to[2 * p + 1]);
+            float re, im;
+            rotate_pair(to_float(from[2 * p]), to_float(from[2 * p + 1]), cosines[p], sines[p], re,
+                        im);
+            from_float(re, to[2 * p]);
+            from_float(im, to[2 * p + 1]);
         }
     }
 
@@ -124,9 +142,7 @@ class Row {
         for (int32_t h = 0; h < a.heads; ++h) {
             for (int32_t p = 0; p < a.pairs; ++p) {
                 double* pair = key.data() + int64_t{h} * a.head_dim + 2 * p;
-                const double re = pair[0], im = pair[1];
-                pair[0] = re * cosines[p] - im * sines[p];
-                pair[1] = re * sines[p] + im * cosines[p];
+                rotate_pair(pair[0], pair[1], cosines[p], sines[p], pair[0], pair[1]);
             }
         }
     }
@@ -138,32 +154,37 @@ class Row {
             aa += a[i] * a[i];
             bb += b[i] * b[i];
         }
-        const double length = std::sqrt(aa) * std::sqrt(bb);
-        return length > 0.0 ? ab / length : 0.0;
+        return cosine_of(ab, aa, bb);
     }
 
-    const SinkState& a;
+    const SinkState<T>& a;
     const SinkRules& rules;
     std::vector<float> cosines, sines;
 };
 
+template <typename T>
+void refresh(const SinkState<T>& state, const SinkRules& rules) {
+    Row<T> row(state, rules);
+    if (captures(rules, state.last)) {
+        row.capture(state.last, static_cast<int32_t>(state.last));
+    } else if (compares(rules, state.last)) {
+        double similarity = 1.0;
+        const int32_t s = row.least_similar(state.last, similarity);
+        if (s >= 0 && similarity < rules.threshold) row.replace(state.last, s);
+    }
+    if (!moves(rules, state.query)) return;
+    for (int32_t s = 0; s < rules.sinks; ++s) {
+        if (state.sink_index[s] >= 0) row.place(s, position_of(rules, state.query, s));
+    }
+}
+
 }  // namespace
 
-void refresh_sinks_host(const SinkState& state, const SinkRules& rules, int64_t last,
-                        int64_t query) {
-    Row row(state, rules);
-    if (last >= 0 && last < rules.sinks) {
-        row.capture(last, static_cast<int32_t>(last));
-    } else if (last >= rules.window && !std::isnan(rules.threshold)) {
-        double similarity = 1.0;
-        const int32_t s = row.least_similar(last, similarity);
-        if (s >= 0 && similarity < rules.threshold) row.replace(last, s);
-    }
-    if (rules.positions_follow_window && query >= rules.window) {
-        for (int32_t s = 0; s < rules.sinks; ++s) {
-            if (state.sink_index[s] >= 0) row.place(s, query - (rules.window - 1) + s);
-        }
-    }
+void refresh_sinks_host(const SinkArrays& arrays, const SinkRules& rules, int64_t block,
+                        int64_t row) {
+    if (arrays.dtype == Dtype::f16) return refresh(sinks_of<F16>(arrays, block, row), rules);
+    if (arrays.dtype == Dtype::bf16) return refresh(sinks_of<Bf16>(arrays, block, row), rules);
+    refresh(sinks_of<float>(arrays, block, row), rules);
 }
 
 }  // namespace sdrt

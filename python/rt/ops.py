@@ -124,19 +124,26 @@ def optical_flow_magnitude(
 
 
 def frame_difference(
-    frames: Sequence[Array], last: Array | None, out: Array | None = None, *, threads: int = 0
+    frames: Sequence[Array],
+    last: Array | None,
+    out: Array | None = None,
+    *,
+    sums: Array | None = None,
+    threads: int = 0,
+    cuda_stream: int = 0,
 ) -> Array:
     """RMS difference of each frame to its predecessor: the reference's measure of motion.
 
     Pictures are scaled to [-1, 1].
 
     frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first is 0.
-    out: float32 [T].
+    out: float32 [T]. sums: int64 [T] on a device, where it is needed to add up in; what it holds
+    before and after means nothing.
     """
     frames = list(frames)
     if out is None:
         out = np.empty(len(frames), np.float32)
-    _C.frame_difference(frames, last, out=out, threads=threads)
+    _C.frame_difference(frames, last, out=out, sums=sums, threads=threads, cuda_stream=cuda_stream)
     return out
 
 
@@ -152,12 +159,13 @@ def noise_control(
     timestep_offset: int,
     sigmas: Array,
     out: Array | None = None,
+    cuda_stream: int = 0,
 ) -> Array:
     """From the motion of a chunk to its noise: (score, noise_scale, timestep, sigma), float32 [4].
 
-    scores: float32 [T], the chunk's motion per frame; score is their maximum. previous: the record
-    of the chunk before, read when `has_previous`. sigmas: float32 [1000], the model's schedule; its
-    timesteps are 1000 sigma.
+    scores: float32 [T] in any stride, the chunk's motion per frame; score is their maximum.
+    previous: the record of the chunk before, read when `has_previous`. sigmas: float32 [1000], the
+    model's schedule; its timesteps are 1000 sigma. All of them on the host or all on one device.
 
         d = clip(score / reference, 0, 1)
         s = smoothing (s_max - (s_max - s_min) d) + (1 - smoothing) s_previous
@@ -179,6 +187,7 @@ def noise_control(
         timestep_offset=timestep_offset,
         sigmas=sigmas,
         out=out,
+        cuda_stream=cuda_stream,
     )
     return out
 
@@ -300,12 +309,14 @@ def refresh_sinks(
     threshold: float | None,
     positions: Literal["window", "absolute"],
     threads: int = 0,
+    cuda_stream: int = 0,
 ) -> None:
     """Captures, replaces and moves the pinned frames of every block and row, before a pass.
 
-    k_ring, v_ring: float32 [blocks, B, heads, window * S, head_dim], S = tokens_per_frame;
-    sink_time: float32 [blocks, B, heads, sinks * S, 2 * time pairs]; sink_index: int64 [blocks, B,
-    sinks], -1 is none. Outer strides are free; all four are written in place.
+    k_ring, v_ring: float32, float16 or bfloat16 [blocks, B, heads, window * S, head_dim], S =
+    tokens_per_frame; sink_time: float32 [blocks, B, heads, sinks * S, 2 * time pairs], also beside
+    a ring of 16 bits; sink_index: int64 [blocks, B, sinks], -1 is none. Outer strides are free; all
+    four are written in place. A device takes at most 64 sinks and heads of 1024 elements.
     last, query: int64 [B], the latent frame that each row wrote last (-1: none) and the one that it
     is about to run. The law is in docs/interfaces.md, "Ring and sinks".
     """
@@ -323,4 +334,5 @@ def refresh_sinks(
         threshold=threshold,
         positions=positions,
         threads=threads,
+        cuda_stream=cuda_stream,
     )

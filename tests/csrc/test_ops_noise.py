@@ -198,6 +198,20 @@ def test_noise_control_of_a_still_picture_is_steady() -> None:
         assert record[2] == 700
 
 
+def test_noise_control_reads_a_column_of_the_statistics() -> None:
+    statistics = np.arange(20, dtype=np.float32).reshape(4, 5)
+    names = {
+        "reference": 40.0, "s_max": 0.8, "s_min": 0.5, "smoothing": 0.5, "timestep_offset": 0,
+        "sigmas": np.linspace(1, 0, 1000, dtype=np.float32),
+    }  # fmt: skip
+    previous = np.array([0, 0.7, 700, 0.7], np.float32)
+    for scores in (statistics[:, 2], statistics[::-1, 1]):
+        got = ops.noise_control(scores, previous, True, **names)  # type: ignore[arg-type]
+        packed = ops.noise_control(scores.copy(), previous, True, **names)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(got, packed)
+        assert got[0] == scores.max()
+
+
 def test_noise_control_ignores_scores_that_are_no_number() -> None:
     record = ops.noise_control(
         np.array([np.nan, 3, np.nan], np.float32), np.zeros(4, np.float32), False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -169,6 +170,32 @@ def test_arrays_outside_the_rows_stay_as_they_are() -> None:
     assert (both.whole_k[:, -1] == 5).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_rings_of_16_bits_are_the_float32_ones_rounded(dtype: type) -> None:
+    """What is stored is the result of the same arithmetic in float32, rounded once."""
+    rng = np.random.default_rng(4)
+    window, sinks, tokens, pairs = 4, 2, 3, 3
+    names = {
+        "window": window, "sinks": sinks, "tokens_per_frame": tokens, "theta": 100.0,
+        "threshold": 0.9, "positions": "window",
+    }  # fmt: skip
+    k, v = rng.normal(size=(2, 2, 2, 3, window * tokens, 8)).astype(dtype)
+    time = np.zeros((2, 2, 3, sinks * tokens, 2 * pairs), np.float32)
+    index = np.full((2, 2, sinks), -1)
+    for last, query in [(-1, 0), (0, 1), (1, 2), (7, 8), (9, 1000), (-1, 10**6)]:
+        wide_k, wide_v = k.astype(np.float32), v.astype(np.float32)
+        wide_time, wide_index = time.copy(), index.copy()
+        at = (np.full(2, last), np.full(2, query))
+        ops.refresh_sinks(wide_k, wide_v, wide_time, wide_index, *at, **names)  # type: ignore[arg-type]
+        bits = [a.view(np.uint16) if dtype is ml_dtypes.bfloat16 else a for a in (k, v)]
+        ops.refresh_sinks(*bits, time, index, *at, **names)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(k, wide_k.astype(dtype))
+        np.testing.assert_array_equal(v, wide_v.astype(dtype))
+        np.testing.assert_array_equal(time, wide_time)
+        np.testing.assert_array_equal(index, wide_index)
+    assert (index > 1).any()  # a sink was replaced on the way
+
+
 def test_bad_arguments_are_named() -> None:
     k = np.zeros((1, 2, 3, 8, 6), np.float32)
     time, index = np.zeros((1, 2, 3, 2, 4), np.float32), np.zeros((1, 2, 1), np.int64)
@@ -184,7 +211,8 @@ def test_bad_arguments_are_named() -> None:
     }  # fmt: skip
     bad = [
         ("k_ring", k[:, :, :, :7]),
-        ("k_ring", k.astype(np.float16)),
+        ("k_ring", k.astype(np.float64)),
+        ("v_ring", k.astype(np.float16)),
         ("k_ring", np.asfortranarray(k)),
         ("v_ring", k[..., :4]),
         ("sink_time", time[..., :3]),
