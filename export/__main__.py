@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
 
     build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
     build.add_argument("--model", choices=sorted(PRESETS), default="tiny", help="dimensions")
-    build.add_argument("--checkpoint", type=Path, help="folder of weights, as published")
-    build.add_argument("--seed", type=int, help="random weights instead (tiny: 0 if neither)")
+    build.add_argument("--checkpoint", type=Path, help="folder of weights, or an engine")
+    build.add_argument("--seed", type=int, help="random weights instead")
     build.add_argument(
         "--backend", choices=sorted(BACKENDS), default="onnxruntime", help="what runs the engine"
     )
@@ -113,12 +113,20 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "checkpoint: got none, expected a folder of weights (or --seed N for random ones)"
         )
+    name = arguments.name or arguments.model
+    own = arguments.out / name
+    if (
+        arguments.checkpoint is None
+        and arguments.seed is None
+        and (own / records.FILE_NAME).is_file()
+    ):
+        arguments.checkpoint = own  # an engine that is built again keeps its weights
     options = Options(
         config=PRESETS[arguments.model],
         height=arguments.height,
         width=arguments.width,
         out=arguments.out,
-        name=arguments.name or arguments.model,
+        name=name,
         backend=arguments.backend,
         precision=arguments.precision,
         max_batch=arguments.max_batch,

@@ -12,22 +12,25 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replaced
 from pathlib import Path
 
 from export import checkpoints, weights
 from export import onnx as graphs
+from export.models.dit import Dit
 from export.models.presets import ModelConfig
 from export.staging import replace, staged, write_whole
 from export.units import (
     Chain,
+    Parts,
     PhaseSpec,
     UnitSpec,
     geometry_of,
     wan_chain,
 )
-from export.verify import smoke
+from export.verify import parts_within, smoke
 from rt import manifest as records
-from rt.errors import ConfigError, EngineMismatch, Error
+from rt.errors import CheckpointError, ConfigError, EngineMismatch, Error
 from rt.manifest import Manifest, Plan, Unit
 
 VERSION = "0.1.0"
@@ -65,7 +68,8 @@ BACKENDS = {
 class Options:
     """What to build. Everything here but `out` decides whether an engine is still valid.
 
-    `checkpoint` None means seeded random weights, written to `checkpoints` beside `out`.
+    `checkpoint` is a folder of weights, or an engine whose weights are used again. None means
+    seeded random weights, written to `checkpoints` beside `out`.
     """
 
     config: ModelConfig
@@ -121,7 +125,8 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     """
     check(options)
     checkpoint = options.checkpoint or _random_checkpoint(options)
-    digest = _digest_of_files(checkpoint)
+    source = _engine_at(checkpoint)
+    digest = _digest_of_files(checkpoint) if source is None else source.weights_sha256
     key = _key(options, digest)
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / options.name
@@ -129,13 +134,16 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
         fold_time = BACKENDS[options.backend].fold_time
-        parts = checkpoints.load_parts(
-            options.config, checkpoint, options.height, options.width, fold_time=fold_time
-        )
+        if source is None:
+            parts = checkpoints.load_parts(
+                options.config, checkpoint, options.height, options.width, fold_time=fold_time
+            )
+        else:
+            parts = parts_again(options, source, checkpoint)
         chain = wan_chain(options.config, parts, options.height, options.width, options.frames)
         state = _Build(options, chain, staging, weights.write(chain, staging))
         units = _write_plans(state, progress)
-        if (tokenizer := checkpoints.tokenizer_file(checkpoint)) is not None:
+        if (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
         manifest = _manifest(options, key, digest, chain, units, staging)
         records.write(manifest, staging)
@@ -197,6 +205,38 @@ def _digest_of_files(directory: Path) -> str:
             raise ConfigError(f"checkpoint: got {directory}, expected an existing file or folder")
         whole.update(f"{path.relative_to(directory)} {records.sha256_of(path)}\n".encode())
     return whole.hexdigest()
+
+
+def _engine_at(path: Path) -> Manifest | None:
+    """The manifest of an engine, or None if `path` is a checkpoint."""
+    return records.read(path) if (path / records.FILE_NAME).is_file() else None
+
+
+def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
+    """The modules of an engine that was built before, for the size that is asked for now."""
+    if source.model != options.config.name:
+        raise ConfigError(
+            f"checkpoint: {directory} is {source.model}, expected {options.config.name}"
+        )
+    records.check_files(source, directory)
+    fold_time = BACKENDS[source.backend].fold_time
+    try:
+        parts = parts_within(source, directory, options.config, fold_time)
+    except (KeyError, RuntimeError):
+        raise CheckpointError(
+            f"{directory}: its weights do not fit {source.model} as it is now; "
+            "give --checkpoint, or --seed for random weights"
+        ) from None
+    geometry = geometry_of(options.config, options.height, options.width)
+    dit = Dit(options.config.dit, geometry.latent_height, geometry.latent_width)
+    checkpoints.fill_dit(dit, parts.dit.checkpoint())
+    return replaced(parts, dit=dit)
+
+
+def _tokenizer_of(checkpoint: Path, source: Manifest | None) -> Path | None:
+    if source is None:
+        return checkpoints.tokenizer_file(checkpoint)
+    return checkpoint / source.text.tokenizer if source.text.tokenizer else None
 
 
 def _random_checkpoint(options: Options) -> Path:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from export import weights
 from export.models.presets import ModelConfig
 from export.onnx import weights_of
-from export.units import Chain, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
+from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
 
@@ -60,6 +60,19 @@ def verify(manifest: Manifest, directory: Path, units: tuple[UnitSpec, ...]) -> 
 
 def twin(manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bool) -> Chain:
     """The PyTorch units of an engine, with the weights that its plans point to."""
+    return _parts_and_chain(manifest, directory, config, fold_time)[1]
+
+
+def parts_within(
+    manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bool
+) -> Parts:
+    """The modules of an engine, at its own size, with the weights that its plans point to."""
+    return _parts_and_chain(manifest, directory, config, fold_time)[0]
+
+
+def _parts_and_chain(
+    manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bool
+) -> tuple[Parts, Chain]:
     geometry = manifest.geometry
     text = any(unit.kind == "text" for unit in manifest.prompt)
     parts = parts_of(config, geometry.height, geometry.width, text=text, fold_time=fold_time)
@@ -72,7 +85,7 @@ def twin(manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bo
             # phase `first` may have less; strict for the rest
             whole = spec.module.state_dict() | tensors if phase == "first" else tensors
             spec.module.eval().load_state_dict(whole, strict=True)
-    return chain
+    return parts, chain
 
 
 def smoke(manifest: Manifest, directory: Path) -> None:

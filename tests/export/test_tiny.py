@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from micro_engine import MICRO, SIZE
+from micro_engine import MICRO, SIZE, build_micro, micro_options
 from torch import Tensor
 
-from export import checkpoints
+from export import build, checkpoints
 from export.models.dit import Dit
 from export.models.pieces import Piece, PieceRun
 from export.models.taehv import Taehv, decoder_pieces, encoder_pieces
@@ -23,7 +23,8 @@ from export.tiny import autoencoder, checkpoint, denoiser
 from export.tiny.data import clip
 from export.tiny.recipe import TINY, DitRecipe, Recipe, VaeRecipe
 from export.tiny.styles import STRUCTURAL, STYLES, prompt
-from rt import window
+from rt import manifest, window
+from rt.errors import CheckpointError
 
 
 def recipe(out: Path) -> Recipe:
@@ -202,3 +203,20 @@ def test_the_exported_weights_load_strictly(tmp_path: Path) -> None:
     assert checkpoints.tokenizer_file(tmp_path) is not None
     for tensor in parts.dit.checkpoint().values():
         assert torch.equal(tensor, tensor.half().float())
+
+
+def test_an_engine_gives_its_weights_to_another_one(tmp_path: Path) -> None:
+    first = build_micro(tmp_path, seed=3)
+    again = build_micro(tmp_path, checkpoint=first)
+    assert again == first
+    copy = build_micro(tmp_path, checkpoint=first, name="copy")
+    manifests = [manifest.read(directory) for directory in (first, copy)]
+    assert manifests[0].weights_sha256 == manifests[1].weights_sha256
+    assert manifests[0].weights[0].sha256 == manifests[1].weights[0].sha256
+    assert (first / "tokenizer.json").read_bytes() == (copy / "tokenizer.json").read_bytes()
+    larger = micro_options(tmp_path, height=SIZE, width=2 * SIZE)
+    parts = build.parts_again(larger, manifests[0], first)
+    assert parts.dit.dit_in.spatial.shape[1] == 2 * manifests[0].geometry.tokens_per_frame
+    grown = dataclasses.replace(MICRO, vae=TINY.vae)
+    with pytest.raises(CheckpointError, match="do not fit micro"):
+        build.parts_again(dataclasses.replace(larger, config=grown), manifests[0], first)
