@@ -416,6 +416,17 @@ def test_sound_that_the_container_refuses_is_said_and_left_out(tmp_path: Path) -
     assert len(pictures_of(tmp_path / "out.mov")) == 12
 
 
+def test_a_kind_of_sound_without_a_place_in_the_container_is_said(tmp_path: Path) -> None:
+    source = media.open_source(make_clip(tmp_path / "in.avi", sound="adpcm_ms"))
+    sink = media.open_sink(tmp_path / "out.mp4", source, *SIZE)
+    for frame in source:
+        sink.write(frame)
+    sink.close()
+    (remark,) = sink.remarks
+    assert "adpcm_ms cannot be stored in mp4" in remark
+    assert len(pictures_of(tmp_path / "out.mp4")) == 12
+
+
 def test_an_interrupted_stream_leaves_a_file_that_plays(tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "in.mp4", frames=50, sound="aac")
     copied(media.open_source(clip), tmp_path / "out.mp4", stop=10)

@@ -31,7 +31,7 @@ CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """File name endings and libav's name of the container."""
 
 ENCODER_THREADS = 1
-"""The model has the processor while a stream runs; one thread encodes 256x256 at over 1000 FPS."""
+"""The model has the processor while a stream runs; one thread keeps up with it many times over."""
 
 ENCODER = {"preset": "veryfast", "crf": "18"}
 
@@ -165,13 +165,16 @@ class VideoSink:
             try:
                 self._out.start_encoding()
             except (av.FFmpegError, ValueError) as error:
-                if self._sound is None or isinstance(error, PermissionError) or not self._sound:
+                if not self._sound:
                     raise
                 self.remarks.append(
                     f"the sound is left out: {self.path.suffix} does not take it ({said(error)})"
                 )
                 self._sound.close()
                 self._sound = None
+                # Its head was refused, so closing it writes nothing; the file is begun again.
+                with contextlib.suppress(av.FFmpegError, OSError, ValueError):
+                    self._out.close()
                 self._out = av.open(str(self._part.absolute()), "w", format=container_name)
                 self._video = self._add_video(self._out)
                 self._out.start_encoding()
@@ -225,7 +228,7 @@ class _Passage:
             except (av.FFmpegError, ValueError):
                 remarks.append(
                     f"sound track {stream.index} is left out: {stream.codec_context.name} cannot "
-                    f"be stored in {out.format.name}; .mkv takes it"
+                    f"be stored in {out.format.name}"
                 )
         if self._out_streams:
             self._packets = self._in.demux([self._in.streams[i] for i in self._out_streams])
