@@ -41,13 +41,15 @@ using Handle = const py::object&;
 void bind_pictures(py::module_& m) {
     m.def(
         "frames_to_pixels",
-        [](const py::sequence& frames, Handle out, int threads, std::uintptr_t cuda_stream) {
+        [](const py::sequence& frames, const std::string& matrix, Handle out, int threads,
+           std::uintptr_t cuda_stream) {
             const Arguments in("frames", frames, cuda_stream);
             const Argument to("out", out, cuda_stream);
             const Released released;
-            frames_to_pixels(in.arrays(), to.array(), where_of(threads, cuda_stream));
+            frames_to_pixels(in.arrays(), matrix, to.array(), where_of(threads, cuda_stream));
         },
-        py::arg("frames"), py::arg("out"), py::arg("threads"), py::arg("cuda_stream"));
+        py::arg("frames"), py::arg("matrix"), py::arg("out"), py::arg("threads"),
+        py::arg("cuda_stream"));
 
     m.def(
         "pixels_to_frames",

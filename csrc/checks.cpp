@@ -119,6 +119,15 @@ void check_frame(const std::string& name, const Array& a) {
     }
 }
 
+void check_nv12(const std::string& name, const Array& a) {
+    if (a.dtype != Dtype::u8 || a.ndim != 2 || a.shape[0] < 3 || a.shape[0] % 3 != 0 ||
+        a.shape[1] < 2 || a.shape[1] % 2 != 0 || a.shape[0] > kLargest || a.shape[1] > kLargest) {
+        throw ArgumentError(name, describe(a),
+                            "uint8 [height, width, 3], or NV12: uint8 [3 * height / 2, width], "
+                            "height and width even");
+    }
+}
+
 int check_frames(std::span<const Array> frames, bool equal) {
     if (frames.empty()) throw ArgumentError("frames", "none", "at least one");
     for (size_t i = 0; i < frames.size(); ++i) {

@@ -24,6 +24,9 @@ void check_threads(int threads);
 // uint8 [H, W, 3], H and W at least 1.
 void check_frame(const std::string& name, const Array& a);
 
+// uint8 [3 H / 2, W], H and W even: H rows of luma above H / 2 rows of (u, v) pairs.
+void check_nv12(const std::string& name, const Array& a);
+
 // The device that all frames are on. Checks each as above; `equal` asks for one size.
 int check_frames(std::span<const Array> frames, bool equal);
 

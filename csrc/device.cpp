@@ -94,6 +94,9 @@ int device_of(const void*) {
 void frames_to_pixels_cuda(const FrameView&, const PixelView&, CudaStream) {
     absent();
 }
+void frames_to_pixels_cuda(const Nv12View&, const PixelView&, CudaStream) {
+    absent();
+}
 void pixels_to_frames_cuda(const PlanarView&, const BytesView&, CudaStream) {
     absent();
 }

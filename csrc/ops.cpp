@@ -30,8 +30,18 @@ int32_t narrow(int64_t v) {
 
 }  // namespace
 
-void frames_to_pixels(std::span<const Array> frames, const Array& out, Where where) {
-    const int device = check_frames(frames, false);
+void frames_to_pixels(std::span<const Array> frames, const std::string& matrix, const Array& out,
+                      Where where) {
+    if (frames.empty()) throw ArgumentError("frames", "none", "at least one");
+    const int device = frames[0].device;
+    for (size_t i = 0; i < frames.size(); ++i) {
+        const std::string name = "frames[" + std::to_string(i) + "]";
+        frames[i].ndim == 2 ? check_nv12(name, frames[i]) : check_frame(name, frames[i]);
+        check_device(name.c_str(), frames[i], device);
+    }
+    if (matrix != "bt601" && matrix != "bt709") {
+        throw ArgumentError("matrix", "\"" + matrix + "\"", "\"bt601\" or \"bt709\"");
+    }
     check_threads(where.threads);
     check_dtype("out", out, {Dtype::f32, Dtype::f16, Dtype::bf16});
     const auto count = static_cast<int64_t>(frames.size());
@@ -50,6 +60,15 @@ void frames_to_pixels(std::span<const Array> frames, const Array& out, Where whe
                          f.strides[1],
                          f.strides[2]};
     };
+    const auto nv12 = [&](int64_t t) {
+        const Array& f = frames[t];
+        return Nv12View{static_cast<const uint8_t*>(f.data),
+                        narrow(f.shape[0] / 3 * 2),
+                        narrow(f.shape[1]),
+                        f.strides[0],
+                        f.strides[1],
+                        matrix == "bt601" ? kBt601 : kBt709};
+    };
     const auto target = [&](int64_t t) {
         return PixelView{static_cast<char*>(out.data) + t * out.strides[1],
                          out.dtype,
@@ -62,20 +81,24 @@ void frames_to_pixels(std::span<const Array> frames, const Array& out, Where whe
     if (device != kHost) {
         const DeviceGuard guard(device);
         for (int64_t t = 0; t < count; ++t) {
-            launch([&] { frames_to_pixels_cuda(view(t), target(t), where.stream); });
+            launch([&] {
+                frames[t].ndim == 2 ? frames_to_pixels_cuda(nv12(t), target(t), where.stream)
+                                    : frames_to_pixels_cuda(view(t), target(t), where.stream);
+            });
         }
         return;
     }
     const int64_t rows = out.shape[2];
     const int64_t work = std::max(out.shape[3], frames[0].shape[0] * frames[0].shape[1] / rows);
-    parallel_for(count * rows, rows_for(kGrainPixels, work), where.threads,
-                 [&](int64_t begin, int64_t end) {
-                     for (int64_t t = begin / rows; t * rows < end; ++t) {
-                         frames_to_pixels_host(view(t), target(t),
-                                               narrow(std::max<int64_t>(begin - t * rows, 0)),
-                                               narrow(std::min(end - t * rows, rows)));
-                     }
-                 });
+    parallel_for(
+        count * rows, rows_for(kGrainPixels, work), where.threads, [&](int64_t begin, int64_t end) {
+            for (int64_t t = begin / rows; t * rows < end; ++t) {
+                const int32_t first = narrow(std::max<int64_t>(begin - t * rows, 0));
+                const int32_t stop = narrow(std::min(end - t * rows, rows));
+                frames[t].ndim == 2 ? frames_to_pixels_host(nv12(t), target(t), first, stop)
+                                    : frames_to_pixels_host(view(t), target(t), first, stop);
+            }
+        });
 }
 
 void pixels_to_frames(const Array& pixels, const Array& out, Where where) {

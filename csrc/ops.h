@@ -32,7 +32,9 @@ struct RefreshSinks {
     std::string positions;
 };
 
-void frames_to_pixels(std::span<const Array> frames, const Array& out, Where where);
+// A frame of two dimensions is NV12; `matrix` is for those.
+void frames_to_pixels(std::span<const Array> frames, const std::string& matrix, const Array& out,
+                      Where where);
 void pixels_to_frames(const Array& pixels, const Array& out, Where where);
 void optical_flow(const Array& prev, const Array& next, const std::string& quality,
                   const Array& out, Where where);

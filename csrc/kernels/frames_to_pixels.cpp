@@ -52,6 +52,18 @@ SDRT_CLONES void planes_of_sums(const float* __restrict sums, const Taps* __rest
     }
 }
 
+// One row of NV12, weighted, onto packed sums; two pixels share one chroma.
+SDRT_CLONES void add_nv12(const uint8_t* luma, const uint8_t* chroma, int64_t column, int32_t width,
+                          const YuvMatrix& matrix, float weight, float* __restrict sum) {
+    for (int64_t x = 0; x < width; ++x) {
+        const uint8_t* uv = chroma + (x & ~int64_t{1}) * column;
+        const Rgb level = rgb_of(luma[x * column], uv[0], uv[column], matrix);
+        sum[3 * x] += weight * level.r;
+        sum[3 * x + 1] += weight * level.g;
+        sum[3 * x + 2] += weight * level.b;
+    }
+}
+
 // Packed pixels [first, first + n) of one input row: the row itself where it is packed, else a
 // copy.
 const uint8_t* packed(const FrameView& frame, int32_t row, int32_t first, int32_t n,
@@ -91,12 +103,35 @@ struct Sink {
     }
 };
 
+// Rows [begin, end) of the output; add_row(row of the frame, weight, packed sums).
+template <typename AddRow>
+void resize_rows(int32_t height, int32_t width, const PixelView& out, int32_t begin, int32_t end,
+                 const AddRow& add_row) {
+    Sink sink{out, {}};
+    std::vector<Taps> taps(out.width);
+    for (int32_t x = 0; x < out.width; ++x) taps[x] = resize_taps(x, width, out.width);
+    std::vector<float> sums(3 * static_cast<size_t>(width));
+    for (int32_t y = begin; y < end; ++y) {
+        const Taps rows = resize_taps(y, height, out.height);
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (int32_t i = 0; i < rows.count; ++i) {
+            add_row(rows.first + i, rows.weight(i), sums.data());
+        }
+        for (int32_t x = 0; x < out.width; x += kPiece) {
+            const int32_t n = std::min(kPiece, out.width - x);
+            planes_of_sums(sums.data(), taps.data() + x, n, sink.target(0, y, x),
+                           sink.target(1, y, x), sink.target(2, y, x));
+            sink.store(y, x, n);
+        }
+    }
+}
+
 }  // namespace
 
 void frames_to_pixels_host(const FrameView& frame, const PixelView& out, int32_t begin,
                            int32_t end) {
-    Sink sink{out, {}};
     if (frame.height == out.height && frame.width == out.width) {
+        Sink sink{out, {}};
         uint8_t copy[3 * kPiece];
         for (int32_t y = begin; y < end; ++y) {
             for (int32_t x = 0; x < out.width; x += kPiece) {
@@ -108,24 +143,22 @@ void frames_to_pixels_host(const FrameView& frame, const PixelView& out, int32_t
         }
         return;
     }
-    std::vector<Taps> taps(out.width);
-    for (int32_t x = 0; x < out.width; ++x) taps[x] = resize_taps(x, frame.width, out.width);
     std::vector<uint8_t> copy(3 * static_cast<size_t>(frame.width));
-    std::vector<float> sums(3 * static_cast<size_t>(frame.width));
-    for (int32_t y = begin; y < end; ++y) {
-        const Taps rows = resize_taps(y, frame.height, out.height);
-        std::fill(sums.begin(), sums.end(), 0.0f);
-        for (int32_t i = 0; i < rows.count; ++i) {
-            const uint8_t* row = packed(frame, rows.first + i, 0, frame.width, copy.data());
-            add_weighted(row, 3 * int64_t{frame.width}, rows.weight(i), sums.data());
-        }
-        for (int32_t x = 0; x < out.width; x += kPiece) {
-            const int32_t n = std::min(kPiece, out.width - x);
-            planes_of_sums(sums.data(), taps.data() + x, n, sink.target(0, y, x),
-                           sink.target(1, y, x), sink.target(2, y, x));
-            sink.store(y, x, n);
-        }
-    }
+    resize_rows(frame.height, frame.width, out, begin, end,
+                [&](int32_t row, float weight, float* sums) {
+                    const uint8_t* rgb = packed(frame, row, 0, frame.width, copy.data());
+                    add_weighted(rgb, 3 * int64_t{frame.width}, weight, sums);
+                });
+}
+
+void frames_to_pixels_host(const Nv12View& frame, const PixelView& out, int32_t begin,
+                           int32_t end) {
+    const uint8_t* chroma = frame.data + int64_t{frame.height} * frame.row;
+    resize_rows(frame.height, frame.width, out, begin, end,
+                [&](int32_t row, float weight, float* sums) {
+                    add_nv12(frame.data + row * frame.row, chroma + row / 2 * frame.row,
+                             frame.column, frame.width, frame.matrix, weight, sums);
+                });
 }
 
 }  // namespace sdrt

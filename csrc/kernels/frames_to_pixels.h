@@ -1,4 +1,5 @@
-// One uint8 [H', W', 3] frame of any strides to one frame of planar pixels in [-1, 1], resized.
+// One uint8 [H', W', 3] frame of any strides, or one NV12 frame, to one frame of planar pixels in
+// [-1, 1], resized.
 // Each axis is an area average where it shrinks, bilinear with half-pixel centres where it grows.
 #pragma once
 
@@ -55,6 +56,61 @@ struct FrameView {
     int64_t row, column, channel;
 };
 
+// How video levels (16 to 235, chroma around 128) become colours.
+struct YuvMatrix {
+    float luma, red_v, green_u, green_v, blue_u;
+};
+
+// From the weights of red and blue in luma, K_r and K_b, as the standards give them.
+constexpr YuvMatrix yuv_matrix(double red, double blue) {
+    const double green = 1 - red - blue, chroma = 255.0 / 224 * 2;
+    return {static_cast<float>(255.0 / 219), static_cast<float>(chroma * (1 - red)),
+            static_cast<float>(-chroma * blue * (1 - blue) / green),
+            static_cast<float>(-chroma * red * (1 - red) / green),
+            static_cast<float>(chroma * (1 - blue))};
+}
+
+constexpr YuvMatrix kBt601 = yuv_matrix(0.299, 0.114);
+constexpr YuvMatrix kBt709 = yuv_matrix(0.2126, 0.0722);
+
+// Luma [height, width] above chroma [height / 2, width] of pairs (u, v), each for 2 x 2 pixels;
+// strides in bytes. Height and width are even.
+struct Nv12View {
+    const uint8_t* data;
+    int32_t height, width;
+    int64_t row, column;
+    YuvMatrix matrix;
+};
+
+struct Rgb {
+    float r, g, b;
+};
+
+SDRT_HD float clamp_level(float v) {
+    v = v > 0.0f ? v : 0.0f;
+    return v < 255.0f ? v : 255.0f;
+}
+
+// Levels 0 to 255, not rounded.
+SDRT_HD Rgb rgb_of(uint8_t y, uint8_t u, uint8_t v, const YuvMatrix& m) {
+    const float luma = (static_cast<float>(y) - 16.0f) * m.luma;
+    const float cu = static_cast<float>(u) - 128.0f, cv = static_cast<float>(v) - 128.0f;
+    return {clamp_level(luma + m.red_v * cv), clamp_level(luma + (m.green_u * cu + m.green_v * cv)),
+            clamp_level(luma + m.blue_u * cu)};
+}
+
+SDRT_HD Rgb levels_at(const FrameView& f, int32_t y, int32_t x) {
+    const uint8_t* p = f.data + y * f.row + x * f.column;
+    return {static_cast<float>(p[0]), static_cast<float>(p[f.channel]),
+            static_cast<float>(p[2 * f.channel])};
+}
+
+SDRT_HD Rgb levels_at(const Nv12View& f, int32_t y, int32_t x) {
+    const uint8_t* chroma =
+        f.data + (int64_t{f.height} + y / 2) * f.row + int64_t{x & ~1} * f.column;
+    return rgb_of(f.data[y * f.row + x * f.column], chroma[0], chroma[f.column], f.matrix);
+}
+
 // One frame of the output; strides in elements.
 struct PixelView {
     void* data;
@@ -66,6 +122,8 @@ struct PixelView {
 // Rows [begin, end) of the output.
 void frames_to_pixels_host(const FrameView& frame, const PixelView& out, int32_t begin,
                            int32_t end);
+void frames_to_pixels_host(const Nv12View& frame, const PixelView& out, int32_t begin, int32_t end);
 void frames_to_pixels_cuda(const FrameView& frame, const PixelView& out, CudaStream stream);
+void frames_to_pixels_cuda(const Nv12View& frame, const PixelView& out, CudaStream stream);
 
 }  // namespace sdrt

@@ -42,12 +42,17 @@ def frames_to_pixels(
     width: int,
     out: Array | None = None,
     *,
+    matrix: Literal["bt601", "bt709"] = "bt709",
     threads: int = 0,
     cuda_stream: int = 0,
 ) -> Array:
     """Frames to the model's pixels: resized, planar, in [-1, 1].
 
-    frames: T uint8 [H', W', 3], each in any strides and of its own size. out: float32, float16 or
+    frames: T uint8 [H', W', 3], each in any strides and of its own size. A frame of two dimensions
+    is NV12, uint8 [3 H' / 2, W'] with even H' and W': H' rows of luma above H' / 2 rows of pairs
+    (u, v), in video levels (16 to 235) of `matrix`, the two planes one stride apart. Each pair
+    counts for its 2 x 2 pixels, and colours are clamped to 0..255 and not rounded before the
+    resize. out: float32, float16 or
     bfloat16 [3, T, height, width]; made as float32 when absent. An axis of equal size is taken
     exactly as `v / 127.5 - 1`, a longer one averaged over areas, a shorter one interpolated
     linearly between half-pixel centres.
@@ -60,7 +65,7 @@ def frames_to_pixels(
     elif tuple(out.shape) != (3, len(frames), height, width):
         expected = [3, len(frames), height, width]
         raise ValueError(f"out: got shape {list(out.shape)}, expected {expected}")
-    _C.frames_to_pixels(frames, out, threads=threads, cuda_stream=cuda_stream)
+    _C.frames_to_pixels(frames, matrix, out, threads=threads, cuda_stream=cuda_stream)
     return out
 
 

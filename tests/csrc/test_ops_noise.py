@@ -182,7 +182,9 @@ def test_noise_control_is_its_definition(
         np.array(scores, np.float32), before, has_previous, **names, sigmas=SIGMAS
     )
     d = min(max(scores) / 12.0, 1.0)
-    s = 0.9 * (0.8 - 0.1 * d) + 0.1 * float(before[1]) if has_previous else 0.8
+    s = 0.8
+    if has_previous:
+        s = 0.9 * (0.8 - (0.8 - 0.7) * d) + (1 - 0.9) * float(before[1])
     timestep = max(1, int(1000 * s + 1e-3) + offset)
     nearest = np.argmin(np.abs(1000.0 * SIGMAS.astype(np.float64) - timestep))
     assert got.tolist() == [max(scores), np.float32(s), timestep, SIGMAS[nearest]]

@@ -146,6 +146,52 @@ def test_pixels_to_frames_is_its_definition(
     assert (out[:, :, 1::2] == 7).all() if strided else (out[:, :, width:] == 7).all()
 
 
+def rgb_of_nv12(frame: Frame, red: float, blue: float) -> NDArray[np.float64]:
+    """[H, W, 3] levels in 0..255, by the definition in the standards."""
+    height, width = frame.shape[0] // 3 * 2, frame.shape[1]
+    luma = (frame[:height].astype(np.float64) - 16) / 219
+    pairs = frame[height:].reshape(height // 2, width // 2, 2).astype(np.float64)
+    cb, cr = np.repeat(np.repeat((pairs - 128) / 224, 2, 0), 2, 1).transpose(2, 0, 1)
+    r = luma + 2 * (1 - red) * cr
+    b = luma + 2 * (1 - blue) * cb
+    g = (luma - red * r - blue * b) / (1 - red - blue)
+    return np.clip(np.stack([r, g, b], -1), 0, 1) * 255
+
+
+@given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 20), st.integers(0, 90), st.data())
+@settings(max_examples=60, deadline=None)
+def test_nv12_is_its_definition(
+    half_height: int, half_width: int, height: int, width: int, data: st.DataObject
+) -> None:
+    """At equal size (0) and resized; with a row stride and without."""
+    rng = np.random.default_rng(half_height)
+    whole = rng.integers(0, 256, (3 * half_height, 2 * half_width + 5), np.uint8)
+    frame = whole[:, : 2 * half_width]
+    matrix, red, blue = data.draw(
+        st.sampled_from([("bt601", 0.299, 0.114), ("bt709", 0.2126, 0.0722)])
+    )
+    height, width = height or 2 * half_height, width or 2 * half_width
+    levels = rgb_of_nv12(frame, red, blue)
+    down, across = axis_matrix(levels.shape[0], height), axis_matrix(levels.shape[1], width)
+    expected = np.einsum("yi,xj,ijc->cyx", down, across, levels) / 127.5 - 1
+    pixels = ops.frames_to_pixels([frame, frame.copy()], height, width, matrix=matrix)
+    np.testing.assert_allclose(pixels[:, 0], expected, atol=3e-6, rtol=0)
+    np.testing.assert_array_equal(pixels[:, 0], pixels[:, 1])
+
+
+def test_nv12_agrees_with_opencv_to_its_rounding() -> None:
+    frame = np.random.default_rng(8).integers(16, 256, (96, 80), np.uint8)  # it clamps luma at 16
+    pixels = ops.frames_to_pixels([frame], 64, 80, matrix="bt601")
+    expected = cv2.cvtColor(frame, cv2.COLOR_YUV2RGB_NV12).astype(np.float32)
+    np.testing.assert_allclose((pixels[:, 0].transpose(1, 2, 0) + 1) * 127.5, expected, atol=1.5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (4, 2), (3, 1), (6, 5), (0, 2), (3, 0)])
+def test_nv12_of_odd_sizes_is_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"^frames\[1\]: got uint8 .* or NV12"):
+        ops.frames_to_pixels([frame_of(0, 4, 4), np.zeros(shape, np.uint8)], 4, 4)
+
+
 def test_out_of_any_strides() -> None:
     frame = frame_of(1, 10, 12)
     out = np.zeros((12, 3, 2, 20), np.float32).transpose(1, 2, 3, 0)[:, :, ::-2]
@@ -172,6 +218,8 @@ def test_bad_arguments_are_named() -> None:
     frame = frame_of(0, 8, 8)
     with pytest.raises(ValueError, match=r"frames\[1\]: got float32 \[8, 8, 3\], expected uint8"):
         ops.frames_to_pixels([frame, frame.astype(np.float32)], 8, 8)
+    with pytest.raises(ValueError, match=r"^matrix: got \"rgb\""):
+        ops.frames_to_pixels([frame], 8, 8, matrix="rgb")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"frames\[0\]: got uint8 \[8, 8\], expected uint8"):
         ops.frames_to_pixels([frame[..., 0]], 8, 8)
     with pytest.raises(ValueError, match=r"frames\[0\]"):
