@@ -12,7 +12,7 @@ FRAMES ?= 20000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test check lint sanitize bench soak engines clean
+.PHONY: gpu ptxas demo test check lint sanitize bench soak engines clean
 
 $(VENV)/base.stamp: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +38,21 @@ lint: $(VENV)/test.stamp
 
 sanitize: $(VENV)/test.stamp
 	PYTHON=$(BIN)/python csrc/sanitize.sh
+
+# What the compiler says of every kernel on every architecture: needs nvcc, no GPU.
+ptxas:
+	$(PYTHON) csrc/ptxas.py
+
+# Builds for the GPU present, compares device with host, measures into bench/results/.
+gpu:
+	@nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU' || \
+	  { echo "make gpu: this machine has no NVIDIA GPU that nvidia-smi can list"; exit 1; }
+	$(MAKE) $(VENV)/test.stamp
+	$(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13"
+	SDRT_CUDA_ARCHS=$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .) \
+	  $(BIN)/python setup.py -q build_ext --inplace
+	RT_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m bench.ops --device
 
 check: lint test sanitize
 

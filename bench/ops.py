@@ -1,15 +1,20 @@
-"""The host ops against the machine's own copy speed, in one run: GB/s of bytes read + written.
+"""The host ops against memcpy, OpenCV's DIS flow and NumPy expressions, in one run: GB/s of bytes
+read + written. On a device, the device ops against its copy and CuPy.
 
-python -m bench.ops
+python -m bench.ops [--device]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import re
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,13 +84,119 @@ def cases(height: int, width: int) -> dict[str, tuple[Callable[[], object], int]
     }
 
 
+def others(height: int, width: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """The same work by other means: NumPy expressions, and DIS on the threads that OpenCV takes."""
+    import cv2
+
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (height + 8, width + 8, 3), dtype=np.uint8)
+    frames = np.stack([picture[i : i + height, i : i + width] for i in range(5)])
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    pixels = rng.standard_normal((3, 4, height, width)).astype(np.float32)
+    both = frames[1:].nbytes + pixels.nbytes
+    found: dict[str, tuple[Callable[[], object], int]] = {
+        "NumPy: frames -> pixels": (lambda: to_pixels(np, frames[1:]), both),
+        "NumPy: pixels -> frames": (lambda: to_frames(np, pixels), both),
+    }
+    for name in ("ULTRAFAST", "FAST", "MEDIUM"):
+        flow = cv2.DISOpticalFlow_create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{name}"))
+        found[f"OpenCV DIS {name.lower()}, mean magnitude"] = (
+            lambda f=flow: [
+                float(np.hypot(*np.moveaxis(f.calc(a, b, None), 2, 0)).mean())
+                for a, b in pairwise(grey)
+            ],
+            frames.nbytes,
+        )
+    return found
+
+
+def to_pixels(xp: Any, frames: Any) -> Any:
+    """The expression in NumPy or CuPy."""
+    return xp.ascontiguousarray(
+        (frames.astype(xp.float32) / xp.float32(127.5) - xp.float32(1)).transpose(3, 0, 1, 2)
+    )
+
+
+def to_frames(xp: Any, pixels: Any) -> Any:
+    levels = xp.rint((xp.clip(pixels, -1, 1) + xp.float32(1)) * xp.float32(127.5))
+    return xp.ascontiguousarray(levels.astype(xp.uint8).transpose(1, 2, 3, 0))
+
+
+def device_seconds(cp: Any, run: Callable[[], object], runs: int) -> float:
+    """Median time of one call by events on the default stream, ten calls between two events."""
+    run()
+    times = []
+    for _ in range(runs):
+        start, stop = cp.cuda.Event(), cp.cuda.Event()
+        start.record()
+        for _ in range(10):
+            run()
+        stop.record()
+        stop.synchronize()
+        times.append(cp.cuda.get_elapsed_time(start, stop) / 1e4)
+    return statistics.median(times)
+
+
+def device_cases(cp: Any) -> dict[str, tuple[Callable[[], object], int]]:
+    """About 256 MB of elements, so that no cache holds them, and the small ops at their sizes."""
+    count, shape = 64 << 20, (8, 1080, 1920, 3)
+    x, v, out = (cp.zeros(count, np.float32) for _ in range(3))
+    control, sigma = cp.full(4, 0.5, np.float32), cp.full(1, 0.5, np.float32)
+    frames, pixels = cp.zeros(shape, np.uint8), cp.zeros((3, *shape[:3]), np.float32)
+    sums, scores = cp.zeros(8, np.int64), cp.zeros(8, np.float32)
+    table, both = cp.asarray(noise.sigma_table(8.0)), frames.nbytes + pixels.nbytes
+    names: Any = {
+        "reference": 8.0, "s_max": 0.8, "s_min": 0.5, "smoothing": 0.9, "timestep_offset": 0
+    }  # fmt: skip
+    key = {"seed": 0, "session": 0, "chunk": 0}
+    listed = list(frames)
+    return {
+        "mix_noise": (lambda: ops.mix_noise(x, control, out=out, **key), 2 * x.nbytes),
+        "renoise": (
+            lambda: ops.renoise(x, v, sigma, sigma, step=1, out=out, **key), 3 * x.nbytes
+        ),
+        "frames_to_pixels": (lambda: ops.frames_to_pixels(listed, 1080, 1920, pixels), both),
+        "pixels_to_frames": (lambda: ops.pixels_to_frames(pixels, frames), both),
+        "frame_difference": (
+            lambda: ops.frame_difference(listed, listed[0], scores, sums=sums), 2 * frames.nbytes
+        ),
+        "noise_control": (
+            lambda: ops.noise_control(scores, control, True, **names, sigmas=table, out=out[:4]),
+            table.nbytes,
+        ),
+        "CuPy: frames -> pixels": (lambda: to_pixels(cp, frames), both),
+        "CuPy: pixels -> frames": (lambda: to_frames(cp, pixels), both),
+    }  # fmt: skip
+
+
+def on_device(runs: int) -> tuple[str, list[Row]]:
+    """The GPU's name, for a file, and its rows."""
+    try:
+        cp: Any = importlib.import_module("cupy")
+        name = cp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    except Exception as error:  # noqa: BLE001 - CuPy's own errors, whose types it does not promise
+        raise SystemExit(f"bench.ops --device: no GPU that CuPy can use ({error})") from None
+    a, b = cp.zeros(64 << 20, np.float32), cp.zeros(64 << 20, np.float32)
+    copied = 2 * a.nbytes / device_seconds(cp, lambda: cp.copyto(b, a), runs) / 1e9
+    rows = [Row("device copy, 256 MB", copied, "GB/s", runs)]
+    for case, (run, size) in device_cases(cp).items():
+        took = device_seconds(cp, run, runs)
+        rows.append(Row(case, size / took / 1e9, "GB/s", runs, copied, f"{took * 1e3:.4f} ms"))
+    return re.sub(r"\W+", "-", name).strip("-").lower(), rows
+
+
 def main() -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--runs", type=int, default=15)
     p.add_argument("--json", type=Path, default=Path("build/bench/ops.jsonl"))
+    p.add_argument("--device", action="store_true", help="the GPU instead of the host")
     options = p.parse_args()
+    if options.device:
+        name, measured = on_device(options.runs)
+        path = Path("bench/results") / f"{name}.jsonl"
+        return publish(f"device ops against device copy, {name}", measured, path)
     rows: list[Row] = []
     for height, width in ((256, 256), (480, 832)):
         source = np.ones((4, height, width, 3), np.float32)
@@ -96,7 +207,7 @@ def main() -> None:
         rows.append(
             Row(f"{width}x{height}: memcpy of the pixels", copied / 1e9, "GB/s", options.runs)
         )
-        for name, (run, size) in cases(height, width).items():
+        for name, (run, size) in (cases(height, width) | others(height, width)).items():
             took = seconds(run, options.runs)
             note = f"{took * 1e3:.3f} ms per chunk of 4 frames"
             rows.append(

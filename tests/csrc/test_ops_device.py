@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,28 @@ def test_a_device_array_of_another_type_is_refused(typestr: str) -> None:
         ops.pixels_to_frames(pixels)
 
 
-SIZES = [(1, 1), (7, 13), (64, 64), (33, 259), (480, 832)]
+SIZES = [(1, 1), (7, 13), (64, 64), (33, 259), (480, 832), (2160, 3840)]
+
+
+def missing() -> str:
+    """Why no test can run on a device here; "" where one can."""
+    try:
+        import cupy
+
+        return "" if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
+    except ImportError:
+        return "CuPy is not installed"
+    except Exception as error:  # noqa: BLE001 - CuPy's own errors, whose types it does not promise
+        return f"CUDA: {error}"
 
 
 @pytest.fixture
 def cupy() -> Any:
-    module = pytest.importorskip("cupy")
-    if module.cuda.runtime.getDeviceCount() == 0:
-        pytest.skip("no CUDA device")
-    return module
+    if reason := missing():
+        if os.environ.get("RT_REQUIRE_GPU") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return importlib.import_module("cupy")
 
 
 def frames_of(height: int, width: int) -> NDArray[np.uint8]:
@@ -95,3 +110,92 @@ def test_arrays_of_two_places_are_refused(cupy: Any) -> None:
     pixels = cupy.zeros((3, 1, 4, 4), np.float32)
     with pytest.raises(ValueError, match=r"^out: got an array on the host, expected one on cuda:"):
         ops.pixels_to_frames(pixels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(2, 2), (6, 14), (66, 130), (2160, 3840)])
+@pytest.mark.parametrize("made", [None, (17, 31)])
+def test_nv12_is_the_same_on_the_device(
+    cupy: Any, size: tuple[int, int], made: tuple[int, int] | None
+) -> None:
+    rng = np.random.default_rng(size[0])
+    whole = rng.integers(0, 256, (3 * size[0] // 2, size[1] + 3), np.uint8)
+    height, width = made or size
+    expected = ops.frames_to_pixels([whole[:, : size[1]]], height, width)
+    pixels = cupy.empty(expected.shape, np.float32)
+    ops.frames_to_pixels([cupy.asarray(whole)[:, : size[1]]], height, width, pixels)
+    np.testing.assert_array_equal(pixels.get(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cut", [False, True])
+def test_frame_difference_is_the_same_on_the_device(
+    cupy: Any, size: tuple[int, int], cut: bool
+) -> None:
+    frames = np.concatenate([frames_of(*size), frames_of(*size)[:, ::-1]])
+    on_device = cupy.asarray(frames)
+    if cut:
+        frames, on_device = frames[:, ::-1, ::2], on_device[:, ::-1, ::2]
+    sums, got = cupy.full(3, 7, np.int64), cupy.empty(3, np.float32)
+    for last in (0, None):
+        expected = ops.frame_difference(list(frames[1:]), None if last is None else frames[0])
+        before = None if last is None else on_device[0]
+        ops.frame_difference(list(on_device[1:]), before, got, sums=sums)
+        np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scores", [[0.0], [3.0, np.nan, 5.5], [1e9], [np.inf, 1.0]])
+@pytest.mark.parametrize("has_previous", [False, True])
+def test_noise_control_is_the_same_on_the_device(
+    cupy: Any, scores: list[float], has_previous: bool
+) -> None:
+    names: Any = {
+        "reference": 8.0, "s_max": 0.8, "s_min": 0.7, "smoothing": 0.9, "timestep_offset": -100
+    }  # fmt: skip
+    table = np.linspace(1, 0, 1000, endpoint=False)
+    arrays = [np.array(a, np.float32) for a in (scores, [0, 0.75, 700, 0.7])]
+    sigmas = (8 * table / (1 + 7 * table)).astype(np.float32)
+    expected = ops.noise_control(*arrays, has_previous, **names, sigmas=sigmas)
+    got, there = cupy.empty(4, np.float32), [cupy.asarray(a) for a in arrays]
+    ops.noise_control(*there, has_previous, **names, sigmas=cupy.asarray(sigmas), out=got)
+    np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 5, 7, 10), (2, 2, 60, 128)])
+@pytest.mark.parametrize("threshold", [None, 0.9])
+def test_refresh_sinks_is_the_same_on_the_device(
+    cupy: Any, dtype: type, shape: tuple[int, int, int, int], threshold: float | None
+) -> None:
+    blocks, heads, tokens, width = shape
+    rng = np.random.default_rng(width)
+    k, v = rng.normal(size=(2, blocks, 4, heads, 5 * tokens, width)).astype(dtype)
+    time = np.zeros((blocks, 4, heads, 2 * tokens, width // 4 * 2), np.float32)
+    index = np.full((blocks, 4, 2), -1)
+    host = [a[:, 1:3] for a in (k, v, time, index)]
+    device = [cupy.asarray(a)[:, 1:3] for a in (k, v, time, index)]
+    names: Any = {
+        "window": 5, "sinks": 2, "tokens_per_frame": tokens, "theta": 1e4, "threshold": threshold,
+        "positions": "window",
+    }  # fmt: skip
+    close = 1e-5 if dtype is np.float32 else 4e-3
+    for last, query in [([-1, 0], [0, 1]), ([0, 1], [1, 7]), ([9, 11], [10, 10**6])]:
+        at = [np.array(last), np.array(query)]
+        ops.refresh_sinks(*host, *at, **names)
+        ops.refresh_sinks(*device, *(cupy.asarray(a) for a in at), **names)
+        for ours, theirs in zip(device, host, strict=True):
+            np.testing.assert_allclose(ours.get(), theirs, atol=close, rtol=close)
+
+
+@pytest.mark.gpu
+def test_a_call_runs_on_the_stream_that_it_is_given(cupy: Any) -> None:
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        pixels = cupy.zeros((3, 1, 33, 47), np.float32)
+        out = cupy.empty((1, 33, 47, 3), np.uint8)
+        ops.pixels_to_frames(pixels, out, cuda_stream=stream.ptr)
+    stream.synchronize()
+    assert (out.get() == 128).all()
