@@ -15,14 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import devices as device_names
 from . import manifest as manifests
 from . import placement
 from .config import SessionConfig
 from .devices import Device
-from .errors import AdmissionRefused, ConfigError, StageFailed
+from .errors import AdmissionRefused, ConfigError, EngineMismatch, StageFailed
 from .frame import Phase
 from .lane import crossing
 from .manifest import Binding, Manifest
@@ -130,14 +129,13 @@ class Pipeline:
         if seats < 1:
             raise ConfigError(f"seats: got {seats}, expected at least 1")
         largest = manifest.max_batch if max_batch is None else min(max_batch, manifest.max_batch)
-        return cls(
-            manifest,
-            directory,
-            device_names.resolve(devices),
-            seats,
-            steps or manifest.noise.default_steps,
-            largest,
-        )
+        places = device_names.resolve(devices)
+        try:
+            return cls(
+                manifest, directory, places, seats, steps or manifest.noise.default_steps, largest
+            )
+        except EngineMismatch as error:
+            raise EngineMismatch(f"{error}; mend it with: {manifest.rebuild_command()}") from error
 
     def session(self, prompt: Any, **options: Any) -> Session:
         """Lease a seat for one video. Options are the fields of `SessionConfig`.
@@ -156,6 +154,8 @@ class Pipeline:
                 f"load it with steps={steps}"
             )
         with self.changed:
+            if self._closing:
+                raise ConfigError("the pipeline is closed; load another")
             if not self._free_seats:
                 raise AdmissionRefused(
                     f"all {self._seats} seats are taken; close a session or load with more seats"
@@ -205,6 +205,8 @@ class Pipeline:
         for session in sessions:
             session.close()
         with self.changed:
+            # A session that another thread is closing still needs the workers.
+            self.changed.wait_for(lambda: not self._sessions or self._closing)
             self._closing = True
             self.changed.notify_all()
         for worker in self._workers:
@@ -280,27 +282,37 @@ class Pipeline:
 
     def _serve(self, stage: Stage) -> None:
         """A worker: run what the scheduler chooses for its stage, until the pipeline closes."""
-        while True:
+        try:
+            while (chosen := self._choose(stage)) is not None:
+                self._run(stage, *chosen)
+        except Exception as error:  # noqa: BLE001 - a broken invariant: nobody may wait for ever
             with self.changed:
-                while (task := self._scheduler.next(stage.index, time.perf_counter_ns())) is None:
-                    if self._closing:
-                        return
-                    self.changed.wait()
-                works = [self._works[job.session, job.chunk] for job in task.jobs]
-            try:
-                pictures = stage.run(task, works)
-            except Exception as error:  # noqa: BLE001 - the top of a worker
-                self._fail(stage, task, error)
-                continue
-            with self.changed:
-                self._finish(stage, task, pictures)
+                self._closing = True
+                for session, _ in self._sessions.values():
+                    session.fail(_failure(stage, -1, error))
                 self.changed.notify_all()
 
-    def _finish(self, stage: Stage, task: Task, pictures: NDArray[np.uint8] | None) -> None:
-        for job in self._scheduler.finished(stage.index, task):
-            work = self._works.pop((job.session, job.chunk))
-            assert pictures is not None
-            self._sessions[job.session][0].deliver(work, pictures)
+    def _choose(self, stage: Stage) -> tuple[Task, list[Work]] | None:
+        """The next pass of a stage, once there is one; None when the pipeline closes."""
+        with self.changed:
+            while (task := self._scheduler.next(stage.index, time.perf_counter_ns())) is None:
+                if self._closing:
+                    return None
+                self.changed.wait()
+            return task, [self._works[job.session, job.chunk] for job in task.jobs]
+
+    def _run(self, stage: Stage, task: Task, works: list[Work]) -> None:
+        try:
+            pictures = stage.run(task, works)
+        except Exception as error:  # noqa: BLE001 - the top of a worker
+            self._fail(stage, task, error)
+            return
+        with self.changed:
+            for job in self._scheduler.finished(stage.index, task):
+                work = self._works.pop((job.session, job.chunk))
+                assert pictures is not None
+                self._sessions[job.session][0].deliver(work, pictures)
+            self.changed.notify_all()
 
     def _fail(self, stage: Stage, task: Task, error: Exception) -> None:
         """The sessions of a failed pass end with StageFailed; the others and the pipeline go on."""
@@ -309,24 +321,25 @@ class Pipeline:
             self._scheduler.failed(stage.index, task)
             for job in task.jobs:
                 if job.session in self._sessions:
-                    failure = StageFailed(
-                        stage.device.name,
-                        stage.index,
-                        job.chunk,
-                        f"{type(error).__name__}: {error}",
-                    )
-                    failure.__cause__ = error
-                    self._sessions[job.session][0].fail(failure)
+                    self._sessions[job.session][0].fail(_failure(stage, job.chunk, error))
             self.changed.notify_all()
 
     def _end(self, number: int) -> None:
         """Forget a session and free its seat once none of its passes is on a device."""
         self._scheduler.close(number)
-        self.changed.wait_for(lambda: not self._scheduler.running(number))
+        self.changed.wait_for(lambda: self._closing or not self._scheduler.running(number))
         _, seat = self._sessions.pop(number)
         self._works = {key: work for key, work in self._works.items() if key[0] != number}
         self._free_seats.append(seat)
         self.changed.notify_all()
+
+
+def _failure(stage: Stage, chunk: int, error: Exception) -> StageFailed:
+    """What a caller sees of a failed pass: one line, with the cause behind it."""
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    failure = StageFailed(stage.device.name, stage.index, chunk, reason)
+    failure.__cause__ = error
+    return failure
 
 
 def _phases(kind: Kind) -> tuple[Phase, ...]:

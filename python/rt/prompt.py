@@ -88,7 +88,7 @@ class PromptEncoder:
         if self._tokenizer is None:
             raise ConfigError(
                 "prompt: got a text, but this engine has no text unit; "
-                "encode it once with `python -m export encode-prompt` and pass the file"
+                f"pass a .npy file of embeddings, float32 [tokens, {self._text.width}]"
             )
         ids: Sequence[int] = self._tokenizer.encode(text).ids
         length = self._text.length
@@ -108,17 +108,21 @@ class PromptEncoder:
 
     def _read(self, path: Path) -> Embeddings:
         """Prompt embeddings from a .npy file: float32 [tokens, E]."""
+        length, width = self._text.length, self._text.width
+        expected = f"a .npy file with floats [tokens <= {length}, {width}]"
         try:
             array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
+            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"prompt: {path} is no file of embeddings ({error}); make one with encode-prompt"
+                f"prompt: {path} is unreadable ({reason}), expected {expected}"
             ) from None
-        length, width = self._text.length, self._text.width
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise ConfigError(f"prompt: {path} holds no array of floats, expected {expected}")
         if array.ndim != 2 or array.shape[1] != width or array.shape[0] > length:
-            raise ConfigError(
-                f"prompt: {path} holds {array.shape}, expected [tokens <= {length}, {width}]"
-            )
+            raise ConfigError(f"prompt: {path} holds {list(array.shape)}, expected {expected}")
+        if not np.isfinite(array).all():
+            raise ConfigError(f"prompt: {path} holds NaN or infinity, expected {expected}")
         embeddings = np.zeros((1, length, width), np.float32)
         embeddings[0, : len(array)] = array
         return embeddings

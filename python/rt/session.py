@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -25,10 +25,19 @@ from .frame import Array, Chunk, Frame
 from .manifest import Geometry
 from .metrics import ChunkRecord, Recorder, Report
 from .prompt import Embeddings, PromptEncoder
-from .stage import Work
+from .stage import PromptContext, Work
 
 DEFAULT_FPS = 16.0
 """Rate at which plain arrays are taken to follow each other when neither pts nor an SLO says so."""
+
+READER_LEAVES_S = 5.0
+"""How long the source of a stream that ends early may take to notice; a camera that hangs is left
+behind.
+"""
+
+
+EMIT_MARGIN_NS = 5_000_000
+"""How long before its deadline a paced frame is let go: a sleep may end a little late."""
 
 
 class Host(Protocol):
@@ -65,7 +74,7 @@ class Session:
         self._embeddings, remarks = prompts.embed(config.prompt)
         self.remarks += remarks
         self._prompt = prompts.context(self._embeddings)
-        self._transition: deque[Embeddings] = deque()
+        self._transition: deque[tuple[Embeddings, PromptContext]] = deque()
         self._chunker = Chunker(number, config.start)
         self._recorder = Recorder(config.slo, warmup_frames)
         self._frames_in = 0
@@ -78,7 +87,7 @@ class Session:
         self._ended = False
         self._closed = False
         self._failure: Error | None = None
-        self._pace_ns: float | None = None
+        self._pace_ns: int | None = None
 
     # Frames in
 
@@ -125,9 +134,15 @@ class Session:
         with self._host.changed:
             self._check_open()
             self.remarks += remarks
-            start, count = self._embeddings, max(1, transition_chunks)
-            shares = [np.float32((i + 1) / count) for i in range(count)]
-            self._transition = deque((1 - share) * start + share * target for share in shares)
+            self._transition.clear()
+            start = self._embeddings
+        count = max(1, transition_chunks)
+        shares = [np.float32((i + 1) / count) for i in range(count)]
+        mixes = [(1 - share) * start + share * target for share in shares]
+        # An engine runs here, so the host's condition is not held.
+        transition = deque((mix, self._prompts.context(mix)) for mix in mixes)
+        with self._host.changed:
+            self._transition = transition
             return self._next_chunk
 
     # Frames out
@@ -151,15 +166,16 @@ class Session:
         if self.config.slo is not None:
             self._wait_for_turn(frame)
         with changed:
-            self._recorder.emitted(frame, time.perf_counter_ns())
+            if not self._closed:  # `close` has counted it as dropped
+                self._recorder.emitted(frame, time.perf_counter_ns())
         return frame
 
-    def stream(self, frames: Iterable[Frame | Any]) -> Iterator[Frame]:
+    def stream(self, frames: Iterable[Frame | Any]) -> Generator[Frame, None, None]:
         """Restyle an iterable. It is read on a thread of its own, so that a slow camera delays no
         finished frame.
 
-        An error of the iterable is raised after everything that was read before it has been
-        delivered.
+        Leaving it early closes the session. An error of the iterable is raised after everything
+        that was read before it has been delivered.
         """
         failure: list[BaseException] = []
 
@@ -174,8 +190,13 @@ class Session:
 
         feeder = threading.Thread(target=feed, name=f"session-{self.number}-source", daemon=True)
         feeder.start()
-        while (frame := self.pull()) is not None:
-            yield frame
+        try:
+            while (frame := self.pull()) is not None:
+                yield frame
+        except BaseException:
+            self.close()
+            feeder.join(READER_LEAVES_S)
+            raise
         feeder.join()
         if failure and not self._closed:
             raise failure[0]
@@ -209,6 +230,7 @@ class Session:
             if not self._closed:
                 self._closed = True
                 self._recorder.dropped(self._recorder.report().frames_in_flight)
+                self._ready.clear()
                 self._host.changed.notify_all()
                 self._host.release(self.number)
 
@@ -225,22 +247,23 @@ class Session:
 
     # Inside
 
-    def _wait_for_room(self, timeout_s: float | None = None) -> None:
-        def decided() -> bool:
-            return self._failure is not None or self._closed or self._has_room()
-
-        if not self._host.changed.wait_for(decided, timeout_s):
+    def _wait_for_room(self, timeout_s: float | None) -> None:
+        if not self._host.changed.wait_for(lambda: self._is_over() or self._has_room(), timeout_s):
             raise TimeoutError(f"the session took no chunk within {timeout_s} s; pull its frames")
+
+    def _is_over(self) -> bool:
+        return self._failure is not None or self._closed
 
     def _submit(self, chunk: Chunk) -> None:
         changed, slo = self._host.changed, self.config.slo
         pictures = tuple(self._crop(frame.rgb) for frame in chunk.frames)
         with changed:
-            self._wait_for_room()
+            # Frames that wait to be pulled hold up `push`, never a chunk that was already taken:
+            # one thread may push, finish and then pull.
+            changed.wait_for(lambda: self._is_over() or self._host.accepts(self.number))
             self._check_open()
             if self._transition:
-                self._embeddings = self._transition.popleft()
-                self._prompt = self._prompts.context(self._embeddings)
+                self._embeddings, self._prompt = self._transition.popleft()
             work = Work(
                 chunk,
                 self.config,
@@ -285,16 +308,21 @@ class Session:
                 self._host.changed.notify_all()
 
     def _wait_for_turn(self, frame: Frame) -> None:
-        """Hold a frame until its pts is due. A late frame moves the schedule, so a rate is kept
-        after a slip.
+        """Hold a frame until its pts is due, but never past its own deadline.
+
+        A late frame moves the schedule back and an early deadline moves it forward again, so the
+        rate is kept after a slip and the latency recovers.
         """
+        assert self.config.slo is not None
         now = time.perf_counter_ns()
+        pts_ns = round(frame.pts_s * 1e9)
         if self._pace_ns is not None:
-            wait_ns = self._pace_ns + frame.pts_s * 1e9 - now
-            if wait_ns > 0:
-                time.sleep(wait_ns * 1e-9)
-                return
-        self._pace_ns = now - frame.pts_s * 1e9
+            deadline = frame.captured_ns + round(self.config.slo.latency_ms * 1e6)
+            due = min(self._pace_ns + pts_ns, deadline - EMIT_MARGIN_NS)
+            if due > now:
+                time.sleep((due - now) * 1e-9)
+                now = due
+        self._pace_ns = now - pts_ns
 
     def _as_frame(self, frame: Frame | Any) -> Frame:
         rgb: Array = frame.rgb if isinstance(frame, Frame) else _copied(frame)
@@ -338,6 +366,12 @@ class Session:
 
 def _copied(picture: Any) -> Array:
     """Anything that NumPy can read, or that speaks DLPack, as an array of its own."""
-    if hasattr(picture, "__dlpack__") and not isinstance(picture, np.ndarray):
-        return np.from_dlpack(picture).copy()
-    return np.array(picture)
+    try:
+        if hasattr(picture, "__dlpack__") and not isinstance(picture, np.ndarray):
+            return np.from_dlpack(picture).copy()
+        return np.array(picture)
+    except (ValueError, TypeError, BufferError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise SourceError(
+            f"frame: got {type(picture).__name__} ({reason}), expected uint8 [H, W, 3]"
+        ) from None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,15 @@ def scene(count: int, seed: int = 0) -> Pictures:
         np.roll(texture, (-3 * i, 7 * (i > count // 2)), (1, 0))[:, :SIZE].copy()
         for i in range(count)
     ]
+
+
+def shaken(count: int) -> Pictures:
+    """A smooth picture that moves a little, by another amount each time: scores between 0 and 1."""
+    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
+    rng = np.random.default_rng(1)
+    offsets = np.cumsum(rng.uniform(0, 0.05, count))
+    waves = [np.sin(2 * np.pi * (x + o))[..., None] * [60, 40, 20] for o in offsets]
+    return [np.clip(128 + wave + 30 * y[..., None], 0, 255).astype(np.uint8) for wave in waves]
 
 
 def restyle(pipeline: rt.Pipeline, pictures: Sequence[Any], **options: Any) -> Pictures:
@@ -145,6 +155,7 @@ def test_options_change_the_picture(pipeline: rt.Pipeline, expected: Pictures) -
         {"steps": 3},
         {"motion": "off"},
         {"positions": "absolute"},
+        {"sinks": "fixed"},
     ):
         assert not equal(restyle(pipeline, scene(41), **options), expected), options
 
@@ -166,7 +177,7 @@ def test_full_start_only_waits(pipeline: rt.Pipeline, expected: Pictures) -> Non
 
 
 def torch_chain(
-    directory: Path, pictures: Pictures, steps: int, positions: Any, sinks: str
+    directory: Path, pictures: Pictures, steps: int, positions: Any, sinks: str, motion: str
 ) -> Pictures:
     """The main job without runtime, engines, ops or seats: PyTorch units in a loop, NumPy between
     them.
@@ -229,11 +240,15 @@ def torch_chain(
         padded = chunk + [chunk[-1]] * ((1 if index == 0 else 4) - len(chunk))
         pixels = np.stack(padded, 0).transpose(3, 0, 1, 2)[None].astype(np.float32) / 127.5 - 1
         latent = vae("encode", phase, pixels)[0, :, 0]
-        scale = (
-            m.noise.s_max
-            if previous is None
-            else m.noise.smoothing * m.noise.s_max + (1 - m.noise.smoothing) * previous
-        )
+        scores = [0.0]
+        if motion == "difference" and index:
+            frames = [np.float64(picture) / 127.5 for picture in pictures[start - 1 : start + 4]]
+            scores = [float(np.sqrt(((b - a) ** 2).mean())) for a, b in pairwise(frames)]
+        share = min(max(scores) / 0.2, 1.0)
+        wanted = m.noise.s_max - (m.noise.s_max - m.noise.s_min) * share
+        scale = m.noise.s_max
+        if previous is not None:
+            scale = m.noise.smoothing * wanted + (1 - m.noise.smoothing) * previous
         previous = scale
         first_timestep = int(1000 * scale + 1e-3) + m.noise.timestep_offset
         timesteps = [first_timestep, *m.noise.timesteps[1:steps]]
@@ -319,20 +334,21 @@ def noise_of(shape: tuple[int, ...], chunk: int, step: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("steps", "positions", "sinks"),
+    ("steps", "positions", "sinks", "motion"),
     [
-        (1, "window", "fixed"),
-        (2, "window", "adaptive"),
-        (2, "absolute", "adaptive"),
-        (3, "absolute", "fixed"),
+        (1, "window", "fixed", "off"),
+        (2, "window", "adaptive", "difference"),
+        (2, "absolute", "adaptive", "off"),
+        (3, "absolute", "fixed", "difference"),
     ],
 )
 def test_runtime_equals_plain_torch(
-    pipeline: rt.Pipeline, tiny_engine: Path, steps: int, positions: Any, sinks: Any
+    pipeline: rt.Pipeline, tiny_engine: Path, steps: int, positions: Any, sinks: Any, motion: Any
 ) -> None:
-    pictures = scene(50)
-    ours = restyle(pipeline, pictures, steps=steps, positions=positions, sinks=sinks, motion="off")
-    plain = torch_chain(tiny_engine, pictures, steps, positions, sinks)
+    pictures = scene(50) if motion == "off" else shaken(50)
+    options = {"steps": steps, "positions": positions, "sinks": sinks, "motion": motion}
+    ours = restyle(pipeline, pictures, **options)
+    plain = torch_chain(tiny_engine, pictures, steps, positions, sinks, motion)
     assert len(ours) == len(plain)
     difference = np.abs(np.int16(ours) - np.int16(plain))
     assert difference.max() <= 1, [int(d.max()) for d in difference]
@@ -383,7 +399,12 @@ def test_prompt_from_a_file_of_embeddings(pipeline: rt.Pipeline, tmp_path: Path)
     with pipeline.session(prompt=tmp_path / "prompt.npy") as session:
         assert len(list(session.stream(scene(2)))) == 2
     np.save(tmp_path / "wide.npy", np.ones((3, text.width + 1), np.float32))
-    for bad in ("wide.npy", "missing.npy"):
+    np.savez(tmp_path / "several.npz", a=np.ones(3))
+    np.save(tmp_path / "text.npy", np.array([["a"] * text.width]))
+    np.save(tmp_path / "nan.npy", np.full((1, text.width), np.nan, np.float32))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    bad_names = ("wide.npy", "missing.npy", "several.npz", "text.npy", "nan.npy", "empty.npy")
+    for bad in bad_names:
         with pytest.raises(rt.ConfigError, match="prompt"):
             pipeline.session(prompt=tmp_path / bad)
     assert len(restyle(pipeline, scene(2))) == 2, "a refused session gives its seat back"
@@ -418,6 +439,7 @@ def test_frames_of_other_libraries(pipeline: rt.Pipeline) -> None:
         np.zeros((4, 4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         "text",
+        [[1, 2], [3]],
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(pipeline: rt.Pipeline, bad: Any) -> None:
@@ -510,6 +532,66 @@ def test_a_consumer_that_leaves_frees_its_seat(pipeline: rt.Pipeline, expected: 
         report = session.report()
         assert report.frames_in == report.frames_emitted + report.frames_dropped
     assert equal(restyle(pipeline, scene(41)), expected)
+
+
+def test_one_thread_may_push_finish_and_then_pull(pipeline: rt.Pipeline) -> None:
+    with pipeline.session(prompt=PROMPT) as session:
+        for picture in scene(10):
+            session.push(picture, timeout_s=30)
+        session.finish()
+        out = []
+        while (frame := session.pull(timeout_s=30)) is not None:
+            out.append(frame.index)
+    assert out == list(range(10))
+
+
+def test_frames_that_nobody_pulled_are_dropped(pipeline: rt.Pipeline) -> None:
+    session = pipeline.session(prompt=PROMPT)
+    for picture in scene(5):
+        session.push(picture, timeout_s=30)
+    assert session.pull(timeout_s=30) is not None
+    session.close()
+    assert session.pull(timeout_s=1) is None
+    report = session.report()
+    assert (report.frames_in, report.frames_emitted, report.frames_dropped) == (5, 1, 4)
+    assert report.frames_in_flight == 0
+
+
+def test_a_closed_pipeline_opens_no_session(tiny_engine: Path) -> None:
+    closed = rt.Pipeline.load(tiny_engine)
+    closed.close()
+    closed.close()
+    with pytest.raises(rt.ConfigError, match="closed"):
+        closed.session(prompt=PROMPT)
+
+
+def test_a_broken_worker_lets_nobody_wait(
+    tiny_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rt.Pipeline.load(tiny_engine) as broken:
+        monkeypatch.setattr(broken._scheduler, "finished", lambda *_: 1 / 0)
+        with broken.session(prompt=PROMPT) as session, pytest.raises(rt.StageFailed):
+            list(session.stream(scene(9)))
+
+
+def test_pace_recovers_after_a_slip(pipeline: rt.Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames at 10 fps with a budget of 300 ms; the third is ready 500 ms late."""
+    clock = [0]
+    monkeypatch.setattr(rt.session.time, "perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr(
+        rt.session.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + round(s * 1e9))
+    )
+    latencies = []
+    with pipeline.session(prompt=PROMPT, slo=rt.SLO(latency_ms=300)) as session:
+        for i in range(12):
+            frame = rt.Frame(scene(1)[0], i, i / 10, i * 100_000_000)
+            ready = frame.captured_ns + (500_000_000 if i == 2 else 20_000_000)
+            clock[0] = max(clock[0], ready)
+            session._wait_for_turn(frame)
+            latencies.append((clock[0] - frame.captured_ns) // 1_000_000)
+    assert latencies[:2] == [20, 20]
+    assert latencies[2] == 500
+    assert all(latency <= 300 for latency in latencies[5:])
 
 
 def test_push_and_pull(pipeline: rt.Pipeline, expected: Pictures) -> None:
