@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 .PHONY: gpu ptxas demo test check lint sanitize bench soak engines clean
 
 $(VENV)/base.stamp: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) --editable .
 	touch $@
 
@@ -23,9 +23,13 @@ $(VENV)/test.stamp: $(VENV)/base.stamp
 	$(PIP) --editable '.[export,test]'
 	touch $@
 
+# Through the environment, so that a prompt may hold quotes.
+demo: export DEMO_INPUT = $(INPUT)
+demo: export DEMO_PROMPT = $(PROMPT)
+demo: export DEMO_OUTPUT = $(OUTPUT)
 demo: $(VENV)/base.stamp
-	$(BIN)/python -m rt.stream $(if $(INPUT),--input "$(INPUT)",--scene) --output "$(OUTPUT)" \
-	  --prompt "$(PROMPT)" --engines "$(ENGINES)" --side-by-side
+	$(BIN)/python -m rt.stream $(if $(INPUT),--input "$$DEMO_INPUT",--scene) \
+	  --output "$$DEMO_OUTPUT" --prompt "$$DEMO_PROMPT" --engines "$(ENGINES)" --side-by-side
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest

@@ -17,6 +17,9 @@ from bench.table import Row, publish
 from rt import SLO, Frame, Pipeline
 from rt.media import moving_scene
 
+FPS, TTFF_MS, OUTSIDE_PERCENT = 16.0, 500.0, 5.0
+"""What the demonstration model has to reach on two cores; the table shows the share of each."""
+
 
 def pictures(pipeline: Pipeline, count: int) -> list[np.ndarray]:
     """`count` pictures of the demo's scene at the engine's size."""
@@ -62,7 +65,7 @@ def live(pipeline: Pipeline, frames: list[np.ndarray], steps: int, fps: float) -
         for index, picture in enumerate(frames):
             due = start + round(index / fps * 1e9)
             time.sleep(max(0.0, (due - time.perf_counter_ns()) * 1e-9))
-            yield Frame(picture, index, index / fps, time.perf_counter_ns())
+            yield Frame(picture, index, index / fps, due)
 
     with pipeline.session(
         prompt="a pencil sketch", steps=steps, slo=SLO(fps=fps, latency_ms=500.0)
@@ -98,10 +101,16 @@ def main() -> None:
         runs = [throughput(pipeline, frames, options.steps) for _ in range(options.runs)]
         n = options.runs
         rows.append(
-            Row("FPS end to end, saturated", statistics.median(r[0] for r in runs), "frames/s", n)
+            Row(
+                "FPS end to end, saturated",
+                statistics.median(r[0] for r in runs),
+                "frames/s",
+                n,
+                FPS,
+            )
         )
         outside = statistics.median(r[1] for r in runs) * 100
-        rows.append(Row("time outside engines and ops", outside, "%", n))
+        rows.append(Row("time outside engines and ops", outside, "%", n, OUTSIDE_PERCENT))
         for unit in runs[0][2]:
             rows.append(Row(unit, statistics.median(r[2][unit] for r in runs), "ms/chunk", n))
         lives = [live(pipeline, frames, options.steps, options.fps) for _ in range(min(3, n))]
@@ -113,6 +122,7 @@ def main() -> None:
                     statistics.median(x[name] for x in lives),
                     unit,
                     len(lives),
+                    TTFF_MS if name == "TTFF" else None,
                 )
             )
     publish(f"stream: {options.engines}, {options.steps} steps", rows, options.json)
