@@ -92,6 +92,12 @@ def check_prompt(prompt: Prompt) -> None:
             raise ConfigError(
                 "prompt: got an empty text, expected words; say what the video should look like"
             )
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"prompt: got {prompt!r}, which holds bytes that are no text; expected UTF-8"
+            ) from None
         return
     if isinstance(prompt, Path):
         return

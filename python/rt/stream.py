@@ -1,5 +1,7 @@
-"""`python -m rt.stream`: a video in, a restyled video out, and an honest report. One session of one
-pipeline.
+"""`python -m rt.stream`: a video in, a restyled video out, and an honest report.
+
+One session of one pipeline. It owns Ctrl-C, exit codes and what is printed; it refuses to decide
+anything about the stream itself.
 """
 
 from __future__ import annotations
@@ -8,234 +10,247 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from . import devices, media
-from .config import SLO, VERSION, SessionConfig
-from .errors import ConfigError, Error, SinkError, SourceError
+from .config import VERSION
+from .errors import Error, SinkError, SourceError
 from .frame import Frame
-from .metrics import Report
+from .metrics import Distribution, Report
+from .options import check_report, parser, session_config
 from .pipeline import Pipeline, Status
 from .session import Session
 
-DEFAULT_SLO_MS = 1000.0
-"""Latency budget of `--realtime` where none is given: the paper's own (section 5.2.4)."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options, with their defaults in `--help`."""
-    p = argparse.ArgumentParser(
-        prog="python -m rt.stream",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, metavar="FILE", help="the video to restyle")
-    source.add_argument(
-        "--scene", action="store_true", help="make a moving scene instead of reading a file"
-    )
-    p.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="the video to write (.mp4)"
-    )
-    p.add_argument("--prompt", required=True, help="what the video should look like")
-    p.add_argument(
-        "--engines", type=Path, default=Path("engines/tiny"), metavar="DIR", help="engine directory"
-    )
-    where = p.add_mutually_exclusive_group()
-    where.add_argument(
-        "--devices",
-        default="auto",
-        help="device names, comma separated, one stage each: cpu:0,cpu:1",
-    )
-    where.add_argument("--gpus", type=int, metavar="N", help="run on the first N GPUs")
-    p.add_argument(
-        "--steps", type=int, metavar="N", help="denoising steps (default: the model's own)"
-    )
-    p.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    p.add_argument(
-        "--motion",
-        choices=["flow", "difference", "off"],
-        default="flow",
-        help="what sets the noise",
-    )
-    p.add_argument(
-        "--start",
-        choices=["fast", "full"],
-        default="fast",
-        help="begin after one frame, or after five",
-    )
-    p.add_argument(
-        "--positions", choices=["window", "absolute"], default="window", help="rotary positions"
-    )
-    p.add_argument(
-        "--sinks", choices=["adaptive", "fixed"], default="adaptive", help="pinned frames"
-    )
-    p.add_argument(
-        "--fit",
-        choices=["crop", "stretch"],
-        default="crop",
-        help="how the picture meets the engine's size",
-    )
-    p.add_argument(
-        "--realtime", action="store_true", help="pace the file by its pts and apply the SLO"
-    )
-    p.add_argument(
-        "--slo-ms",
-        type=float,
-        metavar="MS",
-        help="latency budget per frame; later frames count as missed",
-    )
-    p.add_argument("--side-by-side", action="store_true", help="write the input beside the output")
-    p.add_argument("--report", type=Path, metavar="FILE", help="write everything measured as JSON")
-    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
-    return p
+def main(arguments: Sequence[str] | None = None, interrupt: Interrupt | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Whatever goes wrong is told in one line on standard error.
+    """
+    with interrupt or Interrupt() as interrupt:
+        try:
+            return run(parser().parse_args(arguments), interrupt)
+        except Error as error:
+            return _told(str(error), error.exit_code)
+        except BrokenPipeError:  # Whoever read the table has seen enough; the files are whole.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as error:
+            return _told(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+        except KeyboardInterrupt:
+            print("interrupted: no frame was written", file=sys.stderr)
+            return INTERRUPTED
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    options = parser().parse_args(arguments)
-    try:
-        return run(options)
-    except Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def _told(words: str, code: int) -> int:
+    print("error:", " ".join(words.splitlines()), file=sys.stderr)
+    return code
 
 
-def run(options: argparse.Namespace) -> int:
-    """One stream from `options`, start to report."""
-    config = _session_config(options)
+class Interrupt:
+    """Ctrl-C, while its `with` block lasts; `for_good` leaves it unheard afterwards, for a process
+    on its way out.
+
+    While an engine loads it raises KeyboardInterrupt. Once frames flow (`defer`) it is a flag that
+    is read between two of them: no lock stays held, no picture is half written. Pressed again it
+    does nothing.
+    """
+
+    def __init__(self, for_good: bool = False) -> None:
+        self.pressed = False
+        self._raises = True
+        self._for_good = for_good
+        self._heard = False
+
+    def defer(self) -> None:
+        """From now on, only set `pressed`."""
+        self._raises = False
+
+    def __enter__(self) -> Self:
+        # A shell starts background jobs with SIGINT ignored: that stays so.
+        usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._heard = usual and threading.current_thread() is threading.main_thread()
+        if self._heard:
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._heard and not (self.pressed and self._for_good):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _press(self, _number: int, _frame: FrameType | None) -> None:
+        again, self.pressed = self.pressed, True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._raises and not again:
+            raise KeyboardInterrupt
+
+
+# One stream
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """How a stream ended: frames in the output file, and the error or the key that ended it."""
+
+    written: int
+    failure: Error | None
+    interrupted: bool
+
+    @property
+    def outcome(self) -> str:
+        return "failed" if self.failure else "interrupted" if self.interrupted else "done"
+
+
+def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
+    """One stream from `options`, start to report. All that can be refused is refused before the
+    output is opened; a stream that began is reported, however it ended.
+    """
+    config = session_config(options)
     names = devices.gpus(options.gpus) if options.gpus is not None else options.devices
-    if options.report is not None and not options.report.parent.is_dir():
-        raise ConfigError(
-            f"report: there is no directory {options.report.parent} for {options.report.name}"
-        )
+    check_report(options)
     with contextlib.ExitStack() as stack:
-        source = (
-            media.moving_scene()
-            if options.scene
-            else stack.enter_context(media.open_source(options.input))
-        )
+        source = _source(options, stack)
+        media.check_target(options.output, source)
         pipeline = stack.enter_context(Pipeline.load(options.engines, names, steps=options.steps))
-        session = stack.enter_context(pipeline.session(**_fields(config)))
-        interrupted = _stream(options, source, pipeline, session)
-        report, status = session.report(), pipeline.status()
-    show(report, status, session, options)
+        interrupt.defer()
+        fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        session = stack.enter_context(pipeline.session(**fields))
+        g = pipeline.manifest.geometry
+        width = g.width * (2 if options.side_by_side else 1)
+        sink = media.open_sink(options.output, source, g.height, width)
+        end = _stream(options, source, session, sink, interrupt)
+    session.remarks += sink.remarks
+    report, status, failure = session.report(), pipeline.status(), end.failure
     if options.report is not None:
-        text = json.dumps(as_json(report, status, session, options), indent=1)
-        options.report.write_text(text + "\n")
-    return 130 if interrupted else 0
+        try:
+            _write_report(options.report, as_json(report, status, session, options, end))
+        except SinkError as error:  # A full disk fails both; the video is what was asked for.
+            failure = failure or error
+    show(report, status, session, options, end)
+    if failure is not None:
+        raise failure
+    if end.interrupted:
+        where = f"{end.written} frames are in {options.output}"
+        print("interrupted:", where if end.written else "no frame was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> media.VideoSource:
+    source = media.moving_scene() if options.scene else media.open_source(options.input)
+    return stack.enter_context(source)
 
 
 def _stream(
-    options: argparse.Namespace, source: media.VideoSource, pipeline: Pipeline, session: Session
-) -> bool:
-    """Source -> session -> sink. Returns whether Ctrl-C ended it; the file plays either way."""
-    geometry = pipeline.manifest.geometry
-    height, width = geometry.height, geometry.width * (2 if options.side_by_side else 1)
-    sink = media.open_sink(options.output, source, height, width)
+    options: argparse.Namespace,
+    source: media.VideoSource,
+    session: Session,
+    sink: media.VideoSink,
+    interrupt: Interrupt,
+) -> End:
+    """Source -> session -> sink. The output is there afterwards if the source was read to its end,
+    as far as it could be read, or until Ctrl-C; never after another failure.
+    """
     inputs: dict[int, NDArray[np.uint8]] = {}
-    frames: Iterator[Frame] = iter(source)
-    if options.realtime:
-        frames = paced(frames)
+    frames = paced(iter(source)) if options.realtime else iter(source)
     if options.side_by_side:
-        frames = _remember(frames, inputs)
+        frames = _remembered(frames, inputs)
+    written, failure = 0, None
     try:
-        with _progress(source.frame_count) as advance:
-            for frame in session.stream(frames):
-                picture = frame.rgb
-                if options.side_by_side:
-                    picture = media.side_by_side(inputs.pop(frame.index), picture)
-                sink.write(dataclasses.replace(frame, rgb=picture))
-                advance()
-    except KeyboardInterrupt:
+        try:
+            with (
+                _progress(source.frame_count) as advance,
+                contextlib.closing(session.stream(frames)) as restyled,
+            ):
+                for frame in restyled:
+                    if options.side_by_side:
+                        both = media.side_by_side(inputs.pop(frame.index), frame.rgb)
+                        frame = dataclasses.replace(frame, rgb=both)
+                    sink.write(frame)
+                    written += 1
+                    advance()
+                    if interrupt.pressed:
+                        break
+        except SourceError as error:
+            failure = error
         sink.close()
-        return True
-    except SourceError:
-        # What was readable is delivered, then the error is told.
-        if session.report().frames_emitted:
-            sink.close()
-        else:
-            sink.abort()
-        raise
+    except Error as error:
+        sink.abort()
+        return End(0, error, interrupt.pressed)
     except BaseException:
         sink.abort()
         raise
-    sink.close()
-    return False
+    return End(written, failure, interrupt.pressed)
 
 
 def paced(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """Frames of a file as a camera would give them: each at its pts, stamped when it is due."""
+    """Frames of a file as a camera would give them: each at its pts, stamped with that moment
+    however late it is taken, so that waiting for a slow pipeline counts as latency.
+    """
     start_ns: int | None = None
     for frame in frames:
         now = time.perf_counter_ns()
+        pts_ns = round(frame.pts_s * 1e9)
         if start_ns is None:
-            start_ns = now - round(frame.pts_s * 1e9)
-        due = start_ns + round(frame.pts_s * 1e9)
+            start_ns = now - pts_ns
+        due = start_ns + pts_ns
         if due > now:
             time.sleep((due - now) * 1e-9)
-        yield dataclasses.replace(frame, captured_ns=max(due, now) if due > now else now)
+        yield dataclasses.replace(frame, captured_ns=due)
 
 
-def _remember(frames: Iterator[Frame], inputs: dict[int, NDArray[np.uint8]]) -> Iterator[Frame]:
+def _remembered(frames: Iterator[Frame], inputs: dict[int, NDArray[np.uint8]]) -> Iterator[Frame]:
     for frame in frames:
         inputs[frame.index] = frame.rgb
         yield frame
 
 
-def _session_config(options: argparse.Namespace) -> SessionConfig:
-    slo_ms = (
-        options.slo_ms if options.slo_ms is not None or not options.realtime else DEFAULT_SLO_MS
-    )
-    return SessionConfig(
-        prompt=options.prompt,
-        slo=None if slo_ms is None else SLO(fps=None, latency_ms=slo_ms),
-        seed=options.seed,
-        steps=options.steps,
-        motion=options.motion,
-        start=options.start,
-        positions=options.positions,
-        sinks=options.sinks,
-        fit=options.fit,
-    )
-
-
-def _fields(config: SessionConfig) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
-
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Any]:
+def _progress(total: int | None) -> Iterator[Callable[[], None]]:
     """A bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    columns = [
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-    ]
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("frames", total=total)
         yield lambda: progress.advance(task)
 
 
+# What is told afterwards
+
+
 def as_json(
-    report: Report, status: Status, session: Session, options: argparse.Namespace
+    report: Report, status: Status, session: Session, options: argparse.Namespace, end: End
 ) -> dict[str, Any]:
     """Everything that is known of a run, for `--report`."""
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     return {
         "version": VERSION,
+        "outcome": end.outcome,
+        "error": None if end.failure is None else str(end.failure),
+        "frames_written": end.written,
         "options": chosen,
         "steps": session.steps,
         "remarks": session.remarks,
@@ -244,36 +259,52 @@ def as_json(
     }
 
 
-def show(report: Report, status: Status, session: Session, options: argparse.Namespace) -> None:
-    """The report as a table."""
-    console = Console()
-    table = Table(show_header=False, title=str(options.output))
+def _write_report(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise SinkError(
+            f"{path}: the report cannot be written ({error.strerror}); expected a place with room "
+            "and the right to write: free space or choose another"
+        ) from error
+
+
+def show(
+    report: Report, status: Status, session: Session, options: argparse.Namespace, end: End
+) -> None:
+    """The report as a table, and what the user should know, on standard output."""
+    title = str(options.output) if end.written else "no output"
+    table = Table(show_header=False, title=Text(_printable(title)))
     for name, value in rows(report, status, session):
-        table.add_row(name, value)
-    console.print(table)
+        table.add_row(name, Text(_printable(value)))
+    console = Console()
+    with console.capture() as drawn:
+        console.print(table)
+    print(drawn.get(), end="")
     for remark in session.remarks:
-        console.print(f"note: {remark}", highlight=False)
+        print("note:", _printable(remark))
+    sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """A file name may hold bytes that are no text."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def rows(report: Report, status: Status, session: Session) -> Iterator[tuple[str, str]]:
     """Name and value of every line of the table."""
-
-    def ms(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1f} ms"
-
-    yield (
-        "frames in / out / dropped",
-        f"{report.frames_in} / {report.frames_emitted} / {report.frames_dropped}",
-    )
+    counts = (report.frames_in, report.frames_emitted, report.frames_dropped)
+    yield "frames in / out / dropped", " / ".join(map(str, counts))
     yield "frames late", "no SLO" if session.config.slo is None else str(report.frames_late)
     yield "FPS", "-" if report.fps is None else f"{report.fps:.1f}"
     yield "TTFF", "-" if report.ttff_s is None else f"{report.ttff_s * 1e3:.1f} ms"
-    lat, jit = report.latency_ms, report.jitter_ms
-    yield (
-        "latency p50 / p90 / p99 / max",
-        f"{ms(lat.p50)} / {ms(lat.p90)} / {ms(lat.p99)} / {ms(lat.maximum)}",
-    )
-    yield "jitter p50 / p99", f"{ms(jit.p50)} / {ms(jit.p99)}"
+    yield "latency p50 / p90 / p99", _percentiles(report.latency_ms)
+    yield "jitter p50 / p90 / p99", _percentiles(report.jitter_ms)
     if report.chunks:
         scores = [c.motion_score for c in report.chunks]
         scales = [c.noise_scale for c in report.chunks]
@@ -281,15 +312,15 @@ def rows(report: Report, status: Status, session: Session) -> Iterator[tuple[str
         yield "noise scale", f"{min(scales):.3f} .. {max(scales):.3f}"
     yield "steps", str(session.steps)
     yield "backend", f"{status.backend} ({status.library})"
-    for stage in status.placement:
-        yield (
-            f"stage {stage.stage}",
-            f"{stage.device}: {stage.units[0]} .. {stage.units[-1]} ({len(stage.units)} units)",
-        )
+    for s in status.placement:
+        units = f"{s.units[0]} .. {s.units[-1]} ({len(s.units)} units)"
+        yield f"stage {s.stage}", f"{s.device}: {units}"
+
+
+def _percentiles(values: Distribution) -> str:
+    known = [v for v in (values.p50, values.p90, values.p99) if v is not None]
+    return " / ".join(f"{v:.1f}" for v in known) + " ms" if known else "-"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
-
-
-__all__ = ["SinkError", "main", "paced", "parser", "run"]
+    sys.exit(main(interrupt=Interrupt(for_good=True)))

@@ -19,12 +19,13 @@ class OnnxRuntimeEngine:
 
     def __init__(self, session: ort.InferenceSession, file: str) -> None:
         self._session = session
-        self._inputs = {i.name for i in session.get_inputs()}
-        self._outputs = {o.name for o in session.get_outputs()}
+        self._inputs = {i.name: i for i in session.get_inputs()}
+        self._outputs = {o.name: o for o in session.get_outputs()}
         self._file = file
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
-        missing = (self._inputs | self._outputs) ^ set(arrays)
+        declared = self._inputs | self._outputs
+        missing = set(declared) ^ set(arrays)
         if missing:
             raise EngineMismatch(
                 f"{self._file}: bindings {sorted(missing)} differ from the manifest"
@@ -32,10 +33,37 @@ class OnnxRuntimeEngine:
         binding = self._session.io_binding()
         for name, array in arrays.items():
             assert array.flags.c_contiguous, name
+            if not _fits(array, declared[name]):
+                raise EngineMismatch(
+                    f"{self._file}: {name} is {declared[name].type} {declared[name].shape}, "
+                    f"the manifest needs {array.dtype} {list(array.shape)}"
+                )
             bind = binding.bind_input if name in self._inputs else binding.bind_output
             bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         # The binding holds addresses only; the closure keeps the arrays themselves alive.
         return functools.partial(_run, self._session, binding, tuple(arrays.values()))
+
+
+def _fits(array: Array, declared: ort.NodeArg) -> bool:
+    """Whether dtype and shape are those of the plan; a dimension that it names may be any."""
+    same_rank = len(array.shape) == len(declared.shape)
+    return (
+        _TYPES.get(array.dtype.name) == declared.type
+        and same_rank
+        and all(
+            not isinstance(d, int) or d == n
+            for n, d in zip(array.shape, declared.shape, strict=True)
+        )
+    )
+
+
+_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "bool": "tensor(bool)",
+}
 
 
 def _run(session: ort.InferenceSession, binding: ort.IOBinding, _alive: tuple[Array, ...]) -> None:

@@ -5,14 +5,16 @@ no video library. Refuses live devices and networks: those belong to the server.
 """
 
 from .scene import MovingScene, moving_scene
-from .sinks import VideoSink, open_sink, side_by_side
+from .sinks import CONTAINERS, VideoSink, check_target, open_sink, side_by_side
 from .sources import VideoFile, VideoSource, open_source
 
 __all__ = [
+    "CONTAINERS",
     "MovingScene",
     "VideoFile",
     "VideoSink",
     "VideoSource",
+    "check_target",
     "moving_scene",
     "open_sink",
     "open_source",

@@ -56,7 +56,7 @@ class VideoSink:
         self._part = path.with_name(f".{path.stem}.part{path.suffix}")
         self._last: int | None = None
         self._frame_ticks = max(1, round(1 / (source.rate * source.time_base)))
-        container_name = _checked(path, source)
+        container_name = check_target(path, source)
         # H.264 with 4:2:0 colour has even sides only.
         self._padding = (height % 2, width % 2)
         if any(self._padding):
@@ -301,8 +301,11 @@ def _fitted(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
     return np.asarray(resized.to_ndarray(), np.uint8)
 
 
-def _checked(path: Path, source: VideoSource) -> str:
-    """libav's name of the container, once nothing visible speaks against writing `path`."""
+def check_target(path: Path, source: VideoSource) -> str:
+    """libav's name of the container, once nothing visible speaks against writing `path`.
+
+    `open_sink` does this itself; it can be asked before anything slow begins. Raises `SinkError`.
+    """
     name = CONTAINERS.get(path.suffix.lower())
     if name is None:
         raise SinkError(
