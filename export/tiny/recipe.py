@@ -1,29 +1,18 @@
-"""What the tiny model is and how it is trained: every constant of the recipe."""
+"""What the tiny model is and how it is trained: every constant of the recipe.
+
+The first form of the weights is a shorter run of it: 591 steps of the VAE, then at the same time
+1030 of the decoder alone and 1150 of the DiT on 200 clips, in three quarters of an hour on a busy
+two-core CPU. More steps are what it lacks first.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.models.presets import DitConfig, ModelConfig, Sampling, TaehvConfig, TextConfig
+from export.models.presets import PRESETS, ModelConfig
 
-TINY = ModelConfig(
-    "tiny",
-    DitConfig(width=256, ffn=1024, heads=4, blocks=6, text_length=32, text_width=64, head_dim=64),
-    TaehvConfig(
-        encoder_widths=(48, 64, 64),
-        encoder_blocks=(1, 1, 2),
-        encoder_time=(2, 2, 1),
-        encoder_stride=(1, 1, 2),
-        decoder_widths=(96, 64, 64, 64),
-        decoder_blocks=(2, 2, 1),
-        decoder_time=(1, 2, 2),
-        decoder_scale=(2, 1, 1),
-        patch=4,
-    ),
-    TextConfig(width=64, ffn=128, heads=2, head_dim=32, blocks=1, vocabulary=1024),
-    Sampling(timesteps=(200, 50, 30, 20), shift=1.0, s_max=0.2, s_min=0.1, timestep_offset=0),
-)
+TINY = PRESETS["tiny"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def test_random_weights_neither_die_nor_explode(seed: int, stream: Stream) -> No
     frames = [torch.cat([scene, scene[:1] * k / 8])[:, None] for k in range(9)]
     video = torch.cat(frames, 1)[None]
     latent = stream(encoder_pieces(model), [video[:, :, :1], *video[:, :, 1:].split(4, 2)])
-    assert 0.2 < latent.std() < 3
+    assert 0.1 < latent.std() < 3
     assert latent.std((2, 3, 4)).min() > 0.01
     noise = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     restyled = stream(decoder_pieces(model), noise.split(1, 2))
