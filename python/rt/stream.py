@@ -93,8 +93,9 @@ class Interrupt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._heard and not (self.pressed and self._for_good):
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._heard:
+            after = signal.SIG_IGN if self._for_good else signal.default_int_handler
+            signal.signal(signal.SIGINT, after)
 
     def _press(self, _number: int, _frame: FrameType | None) -> None:
         again, self.pressed = self.pressed, True
