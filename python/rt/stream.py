@@ -65,13 +65,17 @@ def _told(words: str, code: int) -> int:
     return code
 
 
+PATIENCE_S = 1.0
+"""How long Ctrl-C waits for the next frame before a second press may tear the stream off."""
+
+
 class Interrupt:
     """Ctrl-C, while its `with` block lasts; `for_good` leaves it unheard afterwards, for a process
     on its way out.
 
     While an engine loads it raises KeyboardInterrupt. Once frames flow (`defer`) it is a flag that
-    is read between two of them: no lock stays held, no picture is half written. Pressed again it
-    does nothing.
+    is read between two of them: no lock stays held, no picture is half written. Pressed again
+    after a second it raises, for a source that keeps everybody waiting; then it does nothing.
     """
 
     def __init__(self, for_good: bool = False) -> None:
@@ -79,6 +83,7 @@ class Interrupt:
         self._raises = True
         self._for_good = for_good
         self._heard = False
+        self._first_s = float("inf")
 
     def defer(self) -> None:
         """From now on, only set `pressed`."""
@@ -98,9 +103,10 @@ class Interrupt:
             signal.signal(signal.SIGINT, after)
 
     def _press(self, _number: int, _frame: FrameType | None) -> None:
-        again, self.pressed = self.pressed, True
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self._raises and not again:
+        now_s, self.pressed = time.monotonic(), True
+        self._first_s = min(self._first_s, now_s)
+        if self._raises or now_s - self._first_s > PATIENCE_S:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise KeyboardInterrupt
 
 
@@ -192,6 +198,8 @@ def _stream(
                         break
         except SourceError as error:
             failure = error
+        except KeyboardInterrupt:  # the second press: nothing came, so no flag was read
+            interrupt.pressed = True
         sink.close()
     except Error as error:
         sink.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -564,6 +566,31 @@ def test_ctrl_c_in_mid_stream(tiny_engine: Path, tmp_path: Path, out: Path, pres
     assert errors.decode() == f"interrupted: {frames} frames are in {target}\n"
     assert 0 < frames < 200
     assert list(out.iterdir()) == [target]
+
+
+def test_a_second_ctrl_c_ends_a_source_that_stalls(
+    tiny_engine: Path,
+    clip: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four frames, then none for a minute: nobody reads the flag, the second press counts."""
+
+    def stalling(source: Any) -> Iterator[Any]:
+        for frame in itertools.islice(frames(source), 5):
+            yield frame
+        for press in (0.1, stream.PATIENCE_S + 0.3):
+            threading.Timer(press, os.kill, (os.getpid(), signal.SIGINT)).start()
+        time.sleep(60)
+
+    frames = stream.media.VideoFile.__iter__
+    monkeypatch.setattr(stream.media.VideoFile, "__iter__", stalling)
+    start = time.monotonic()
+    assert stream.main(arguments(tiny_engine, clip, out / "o.mp4")) == 130
+    assert time.monotonic() - start < 45
+    assert capsys.readouterr().err == f"interrupted: 5 frames are in {out / 'o.mp4'}\n"
+    assert times(out / "o.mp4") == times(clip)[:5]
 
 
 SLOW_LOAD = """
