@@ -578,8 +578,7 @@ def test_a_second_ctrl_c_ends_a_source_that_stalls(
     """Four frames, then none for a minute: nobody reads the flag, the second press counts."""
 
     def stalling(source: Any) -> Iterator[Any]:
-        for frame in itertools.islice(frames(source), 5):
-            yield frame
+        yield from itertools.islice(frames(source), 5)
         for press in (0.1, stream.PATIENCE_S + 0.3):
             threading.Timer(press, os.kill, (os.getpid(), signal.SIGINT)).start()
         time.sleep(60)
