@@ -20,6 +20,7 @@ from .errors import EngineMismatch, EngineMissing
 
 SCHEMA = 1
 FILE_NAME = "manifest.json"
+DIGEST_NAME = "manifest.sha256"
 
 Dimension = int | Literal["B"]
 UnitKind = Literal[
@@ -237,15 +238,29 @@ def read(directory: Path) -> Manifest:
 
 
 def write(manifest: Manifest, directory: Path) -> None:
-    """Write `manifest.json`. `directory` is the staging place of an atomic build."""
+    """Write `manifest.json` and its hash. `directory` is the staging place of an atomic build."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=False)
     (directory / FILE_NAME).write_text(text + "\n")
+    sign(directory)
+
+
+def sign(directory: Path) -> None:
+    """Write the hash of `manifest.json` beside it, as `sha256sum --check` reads it."""
+    digest = sha256_of(directory / FILE_NAME)
+    (directory / DIGEST_NAME).write_text(f"{digest}  {FILE_NAME}\n")
 
 
 def check_files(manifest: Manifest, directory: Path) -> None:
-    """Compare every file with its recorded sha256. Raises EngineMismatch naming the first that
-    differs.
+    """Compare every file with its recorded sha256, the manifest itself included. Raises
+    EngineMismatch naming the first that differs.
     """
+    signature = directory / DIGEST_NAME
+    signed = signature.read_bytes() if signature.is_file() else b""
+    if signed != f"{sha256_of(directory / FILE_NAME)}  {FILE_NAME}\n".encode():
+        raise EngineMismatch(
+            f"{directory / FILE_NAME} is not the one that {DIGEST_NAME} was written for; "
+            f"mend it with: {manifest.rebuild_command()}"
+        )
     expected = [(w.file, w.sha256) for w in manifest.weights]
     expected += [
         (p.file, p.sha256) for u in (*manifest.prompt, *manifest.chain) for p in u.plans.values()

@@ -91,7 +91,7 @@ def test_what_is_no_manifest_at_all(tmp_path: Path, text: str) -> None:
 
 def test_a_flipped_byte_in_any_file_is_named_with_the_command_that_mends_it(engine: Path) -> None:
     manifest = records.read(engine)
-    names = [path.name for path in engine.iterdir() if path.name != records.FILE_NAME]
+    names = [path.name for path in engine.iterdir()]
     assert {"weights.safetensors", "tokenizer.json", "block_0.onnx"} <= set(names)
     for name in names:
         path = engine / name
@@ -104,6 +104,19 @@ def test_a_flipped_byte_in_any_file_is_named_with_the_command_that_mends_it(engi
         assert "\n" not in str(caught.value)
         path.write_bytes(whole)
     records.check_files(manifest, engine)
+
+
+@pytest.mark.parametrize("name", [records.FILE_NAME, records.DIGEST_NAME])
+def test_a_manifest_that_was_edited_is_refused(engine: Path, name: str) -> None:
+    """Also where what it says is still possible."""
+    edit(engine, lambda data: data["noise"].update(s_max=data["noise"]["s_max"] / 2))
+    manifest = records.read(engine)
+    if name == records.DIGEST_NAME:
+        records.sign(engine)
+        records.check_files(manifest, engine)
+        (engine / name).unlink()
+    with pytest.raises(EngineMismatch, match=r"manifest\.json is not the one.*build-engines"):
+        records.check_files(manifest, engine)
 
 
 def test_a_missing_file_is_named(engine: Path) -> None:

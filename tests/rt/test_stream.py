@@ -24,7 +24,7 @@ from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from micro_engine import SIZE
 
-from rt import options, stream
+from rt import manifest, options, stream
 from rt.media import MovingScene
 from rt.stage import Stage
 
@@ -404,6 +404,7 @@ def test_plans_of_another_geometry_are_refused(
     change: Callable[[dict[str, Any]], None],
 ) -> None:
     edit(engine, change)
+    manifest.sign(engine)
     assert stream.main(arguments(engine, clip, out / "o.mp4")) == 1
     one_error(capsys.readouterr().err, ".onnx", "the manifest needs", "build-engines")
     assert list(out.iterdir()) == []
