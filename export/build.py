@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
 
-from export import checkpoints, weights
+from export import checkpoints, random_weights, weights
 from export import onnx as graphs
 from export.models.dit import Dit
 from export.models.presets import ModelConfig
@@ -240,9 +240,11 @@ def _tokenizer_of(checkpoint: Path, source: Manifest | None) -> Path | None:
 
 
 def _random_checkpoint(options: Options) -> Path:
-    """Seeded random weights in the original format, written once."""
+    """Seeded random weights in the original format, written once per code that makes them."""
+    maker = Path(random_weights.__file__).read_bytes() + repr(options.config).encode()
+    made_by = hashlib.sha256(maker).hexdigest()[:8]
     folder = options.out.parent / "checkpoints"
-    target = folder / f"{options.config.name}-random-{options.seed}"
+    target = folder / f"{options.config.name}-random-{options.seed}-{made_by}"
     if not target.is_dir():
         partial = folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
