@@ -348,6 +348,14 @@ def test_a_file_is_no_place_for_an_output(
 # Engines that do not fit
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A test run in the background of a shell starts with SIGINT ignored, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def engine(tiny_engine: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
