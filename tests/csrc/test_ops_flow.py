@@ -1,4 +1,7 @@
-"""optical_flow and optical_flow_magnitude on pairs with known motion, beside OpenCV's DIS flow."""
+"""optical_flow and optical_flow_magnitude on pairs with known motion, beside OpenCV's DIS flow.
+
+The classes of motion are those of bench/flow.py, here with two pictures of its five.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage import data
 
+from bench import flow
 from rt import ops
 
 Frame = NDArray[np.uint8]
@@ -51,6 +55,43 @@ def test_translations_are_found_about_as_well_as_by_dis(name: str) -> None:
         )
     assert np.mean(fast) <= max(1.25 * np.mean(theirs), 0.3)
     assert np.mean(ours) <= max(1.25 * np.mean(theirs), 0.15)
+
+
+Classes = dict[str, list[flow.Pair]]
+
+
+@pytest.fixture(scope="module")
+def classes() -> Classes:
+    return flow.classes(("coffee", "clouds"))
+
+
+# ours, theirs, the share of their error that is allowed, the error that always is
+BARS = [
+    ("ours accurate", "DIS medium", 1.25, 0.15),
+    ("ours fast", "DIS ultrafast", 1.1, 0.3),
+]
+
+
+@pytest.mark.parametrize("ours, theirs, share, always", BARS)
+def test_every_class_of_motion_is_found(
+    classes: Classes, ours: str, theirs: str, share: float, always: float
+) -> None:
+    found = {name: flow.median_error(flow.METHODS[ours], pairs) for name, pairs in classes.items()}
+    for name, error in found.items():
+        if error > always:
+            bar = share * flow.median_error(flow.METHODS[theirs], classes[name])
+            assert error <= bar, (name, found)
+
+
+def test_the_mean_magnitude_ranks_motions_as_they_are(classes: Classes) -> None:
+    assert flow.rank_correlation(classes) >= 0.98
+
+
+def test_flicker_alone_reports_hardly_any_motion(classes: Classes) -> None:
+    for name in ("brightness +20 %, still", "brightness -20 %, still"):
+        for pair in classes[name]:
+            row = ops.optical_flow_magnitude([pair.next], pair.prev)[0]
+            assert row[:3].max() < 0.1, (name, row)
 
 
 @pytest.mark.parametrize("gain", [0.8, 1.2])

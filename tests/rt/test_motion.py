@@ -61,7 +61,7 @@ def test_a_score_that_is_no_number_counts_as_no_motion() -> None:
 
 def test_reference_of_flow_grows_with_the_picture_and_of_difference_does_not() -> None:
     assert reference_of("flow", 960, 1664) == pytest.approx(2 * reference_of("flow", 480, 832))
-    assert reference_of("flow", 300, 400) == pytest.approx(10)
+    assert reference_of("flow", 300, 400) == pytest.approx(5)
     assert reference_of("difference", 480, 832) == DIFFERENCE_REFERENCE == 0.2
 
 
