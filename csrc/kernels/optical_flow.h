@@ -57,7 +57,9 @@ struct Patch {
     float off_x, off_y;  // where its texture lies, from its centre
 };
 
-constexpr float kDamping = 1.0f;  // squared grey levels; keeps a flat patch from running
+// Squared grey levels; keeps a flat patch from running. One per pixel: pictures come in whole grey
+// levels, and where that is all the texture there is, its steps wander with every change of light.
+constexpr float kDamping = 64.0f;
 
 // A patch alone confuses brightness with motion where its texture is poor, so its gain leans on
 // that of the coarser level, as if so many squared grey levels of texture had already said so.

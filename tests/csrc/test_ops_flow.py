@@ -87,11 +87,16 @@ def test_the_mean_magnitude_ranks_motions_as_they_are(classes: Classes) -> None:
     assert flow.rank_correlation(classes) >= 0.98
 
 
-def test_flicker_alone_reports_hardly_any_motion(classes: Classes) -> None:
-    for name in ("brightness +20 %, still", "brightness -20 %, still"):
-        for pair in classes[name]:
-            row = ops.optical_flow_magnitude([pair.next], pair.prev)[0]
-            assert row[:3].max() < 0.1, (name, row)
+@pytest.mark.parametrize("name", ["coffee", "clouds", "rocket", "camera", "moon"])
+@pytest.mark.parametrize("gain", [0.8, 1.2])
+def test_flicker_alone_reports_hardly_any_motion(name: str, gain: float) -> None:
+    # Skies and the moon are shading in steps of one grey level, and these steps do move.
+    pair = flow.lit(flow.translation(flow.picture(name), 0.0, 0.0), gain)
+    mean, median, p90, _, moving = ops.optical_flow_magnitude([pair.next], pair.prev)[0]
+    assert mean < 0.1
+    assert median < 0.1
+    assert p90 < 0.25
+    assert moving < 0.02
 
 
 @pytest.mark.parametrize("gain", [0.8, 1.2])
