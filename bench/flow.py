@@ -1,6 +1,6 @@
 """Accuracy and time of the optical flow on pairs with known motion, beside OpenCV, in one run.
 
-python -m bench.flow [--clip VIDEO] [--markdown docs/motion-table.md]
+python -m bench.flow [--clip VIDEO] [--markdown docs/motion.md]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rt import ops
 Frame = NDArray[np.uint8]
 Field = NDArray[np.float32]
 HEIGHT, WIDTH = 480, 832
+BEGIN, END = "<!-- begin: python -m bench.flow -->", "<!-- end -->"
 cv: Any = cv2  # its types know neither lists of colours nor DIS
 
 
@@ -223,7 +224,6 @@ def clip_agreement(path: Path) -> tuple[float, float]:
 def lines(errors: dict[str, dict[str, float]], times: dict[str, float]) -> Iterator[str]:
     """The table as Markdown."""
     about = machine()
-    yield f"<!-- python -m bench.flow, {about['date']}, commit {about['commit']} -->"
     yield "| median end-point error, px | " + " | ".join(METHODS) + " |"
     yield "|---" * (len(METHODS) + 1) + "|"
     for name, row in errors.items():
@@ -232,7 +232,8 @@ def lines(errors: dict[str, dict[str, float]], times: dict[str, float]) -> Itera
     yield ""
     yield (
         f"`optical_flow_magnitude`: {times['ours magnitude']:.1f} ms a pair. {WIDTH}x{HEIGHT}, "
-        f"{about['cores']} cores of {about['processor']}; all methods take turns in one run."
+        f"{about['cores']} cores of {about['processor']}; all methods take turns in one run. "
+        f"{about['date']}, commit {about['commit']}."
     )
 
 
@@ -243,7 +244,7 @@ def main() -> None:
     p.add_argument("--runs", type=int, default=21, help="of the timing")
     p.add_argument("--json", type=Path, default=Path("build/bench/flow.jsonl"))
     p.add_argument("--clip", type=Path, help="a video to compare with DIS medium on")
-    p.add_argument("--markdown", type=Path, help="write the table there as well")
+    p.add_argument("--markdown", type=Path, help="a page whose table this replaces")
     options = p.parse_args()
     groups = classes()
     times = times_ms(options.runs)
@@ -271,7 +272,9 @@ def main() -> None:
     text += "\n"
     print(text)
     if options.markdown is not None:
-        options.markdown.write_text(text)
+        before, rest = options.markdown.read_text().split(BEGIN)
+        after = rest.split(END)[1]
+        options.markdown.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FLOORS = [
     ["devices", "seats"],
     ["cost", "placement", "scheduler"],
     ["lane", "stage", "prompt", "session", "pipeline", "simulate"],
-    ["media", "calibrate", "plan", "options", "stream", "serve", "__init__"],
+    ["media", "calibrate", "plan", "plot", "options", "stream", "serve", "__init__"],
 ]
 HEIGHT = {
     name: (floor, place) for floor, row in enumerate(FLOORS) for place, name in enumerate(row)
@@ -37,6 +37,7 @@ LIBRARIES = {
     "tensorrt": {"backends/tensorrt.py"},
     "cupy": {"devices.py", "backends/tensorrt.py"},
     "rich": {"stream.py"},
+    "matplotlib": {"plot.py"},
 }
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn, get_args
 from . import media
 from .config import SLO, VERSION, Fit, Motion, Positions, SessionConfig, Sinks, Start
 from .errors import ConfigError
+from .plot import ENDINGS, check_plot
 
 DEFAULT_SLO_MS = 1000.0
 """Latency budget of `--realtime` where none is given: the paper's own (section 5.2.4)."""
@@ -99,6 +100,13 @@ def parser() -> argparse.ArgumentParser:
         help="write all that was measured as JSON, also of a stream that fails or is interrupted "
         "(default: no report)",
     )
+    p.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw motion and noise scale of every chunk, as a picture: "
+        f"{', '.join(ENDINGS)}; needs matplotlib (default: no plot)",
+    )
     p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 
@@ -122,16 +130,26 @@ def session_config(options: argparse.Namespace) -> SessionConfig:
 
 
 def check_report(options: argparse.Namespace) -> None:
-    """Raises ConfigError for a report that could not be written, or would overwrite a video."""
-    path: Path | None = options.report
-    if path is None:
-        return
+    """Raises ConfigError for a report or a plot that could not be written, or would overwrite what
+    else belongs to the run.
+    """
+    videos = (options.input, options.output)
+    taken = {video.resolve(): "a video" for video in videos if video is not None}
+    for name, path in (("report", options.report), ("plot", options.plot)):
+        if path is None:
+            continue
+        _check_place(name, path)
+        if (what := taken.get(path.resolve())) is not None:
+            raise ConfigError(f"{name}: got {path}, which is {what} of this run; name another file")
+        taken[path.resolve()] = f"the {name}"
+    if options.plot is not None:
+        check_plot(options.plot)
+
+
+def _check_place(name: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(
-            f"report: got {path}, but {path.parent} is no directory; create it or name another"
+            f"{name}: got {path}, but {path.parent} is no directory; create it or name another"
         )
     if path.is_dir():
-        raise ConfigError(f"report: got {path}, a directory; expected a file name")
-    videos = [video.resolve() for video in (options.input, options.output) if video is not None]
-    if path.resolve() in videos:
-        raise ConfigError(f"report: got {path}, which is a video of this run; name another file")
+        raise ConfigError(f"{name}: got {path}, a directory; expected a file name")

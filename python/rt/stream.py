@@ -34,6 +34,7 @@ from .frame import Frame
 from .metrics import Distribution, Report
 from .options import check_report, parser, session_config
 from .pipeline import Pipeline, Status
+from .plot import write_plot
 from .session import Session
 
 INTERRUPTED = 130
@@ -146,11 +147,13 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
         end = _stream(options, source, session, sink, interrupt)
     session.remarks += sink.remarks
     report, status, failure = session.report(), pipeline.status(), end.failure
-    if options.report is not None:
-        try:
+    try:
+        if options.report is not None:
             _write_report(options.report, as_json(report, status, session, options, end))
-        except SinkError as error:  # A full disk fails both; the video is what was asked for.
-            failure = failure or error
+        if options.plot is not None:
+            write_plot(options.plot, report.chunks, config.motion)
+    except SinkError as error:  # A full disk fails all; the video is what was asked for.
+        failure = failure or error
     show(report, status, session, options, end)
     if failure is not None:
         raise failure

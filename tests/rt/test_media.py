@@ -18,7 +18,7 @@ import pytest
 from av.audio.stream import AudioStream
 from av.stream import Disposition
 from av.video.stream import VideoStream
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -356,6 +356,7 @@ def whole_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@example([], 0.9453125)  # Cut inside the description of the codec: a track without a decoder.
 def test_damage_anywhere_is_a_picture_or_a_source_error(
     whole_clip: Path, tmp_path: Path, dents: list[tuple[float, bytes]], kept: float
 ) -> None:

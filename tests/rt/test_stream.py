@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -140,6 +139,28 @@ def test_as_many_frames_out_as_in_and_a_report(tiny_engine: Path, clip: Path, ou
     assert {path.name for path in out.iterdir()} == {"r.json", "o.mp4"}
 
 
+@pytest.mark.parametrize("motion", ["flow", "difference", "off"])
+def test_a_plot_of_motion_and_noise(tiny_engine: Path, clip: Path, out: Path, motion: str) -> None:
+    more = ("--plot", str(out / "p.png"), "--motion", motion)
+    assert stream.main(arguments(tiny_engine, clip, out / "o.mp4", *more)) == 0
+    assert (out / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in out.iterdir()} == {"p.png", "o.mp4"}
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(
+    tiny_engine: Path,
+    clip: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    given = arguments(tiny_engine, clip, out / "o.mp4", "--plot", str(out / "p.png"))
+    assert stream.main(given) == 2
+    one_error(capsys.readouterr().err, "plot", "pip install matplotlib")
+    assert not list(out.iterdir())
+
+
 def test_a_longer_clip_has_a_rate(tiny_engine: Path, tmp_path: Path, out: Path) -> None:
     source, report = make_clip(tmp_path / "long.mp4", 40), out / "r.json"
     begin = time.perf_counter()
@@ -257,6 +278,9 @@ def test_a_reader_of_the_table_may_leave(tiny_engine: Path, clip: Path, out: Pat
         (["--frobnicate"], 2, ["--frobnicate"]),
         (["--side"], 2, ["--side"]),
         (["--scene"], 2, ["--scene", "not allowed with"]),
+        (["--plot", "motion.txt"], 2, ["plot", ".png"]),
+        (["--plot", "nowhere/p.png"], 2, ["plot", "nowhere"]),
+        (["--report", "p.png", "--plot", "p.png"], 2, ["plot", "the report"]),
         (["--report", "nowhere/r.json"], 2, ["report", "nowhere"]),
         (["--report", "."], 2, ["report", "directory"]),
         (["--report", "o.mp4"], 2, ["report", "o.mp4"]),
@@ -452,27 +476,21 @@ def test_a_cut_input_is_delivered_and_then_told(
     assert told["frames_written"] == told["frames_emitted"] == told["frames_in"] == delivered
 
 
-@pytest.fixture
-def room() -> Iterator[Callable[[int], None]]:
-    """room(n): no file of this process grows beyond n bytes, until the test ends."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_full_disk_keeps_the_older_file(tiny_engine: Path, clip: Path, out: Path) -> None:
+    """The disk is full when frames have come out: what fits is the report alone.
 
-
-def test_a_full_disk_keeps_the_older_file(
-    tiny_engine: Path,
-    clip: Path,
-    out: Path,
-    capsys: pytest.CaptureFixture[str],
-    room: Callable[[int], None],
-) -> None:
-    """The disk is full when frames have come out: what fits is the report alone."""
+    In a process of its own: the limit also counts for a file that pytest's own output goes to.
+    """
     target, report = out / "o.mp4", out / "r.json"
     target.write_bytes(b"older")
-    room(8192)
-    assert stream.main(arguments(tiny_engine, clip, target, "--report", str(report))) == 1
-    one_error(capsys.readouterr().err, "o.mp4", "File too large", "free space")
+    given = arguments(tiny_engine, clip, target, "--report", str(report))
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); "
+    command = limited + "from rt import stream; sys.exit(stream.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", command, *given], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    one_error(done.stderr, "o.mp4", "File too large", "free space")
     assert target.read_bytes() == b"older"
     told = json.loads(report.read_text())
     assert (told["outcome"], told["frames_written"]) == ("failed", 0)

@@ -192,9 +192,17 @@ def _container(path: Path) -> InputContainer:
 def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     for stream in container.streams.video:
         # The cover of a song is a still picture in a video track.
-        if not stream.disposition & Disposition.attached_pic:
-            stream.codec_context.thread_count = DECODER_THREADS
-            return stream
+        if stream.disposition & Disposition.attached_pic:
+            continue
+        decoder: Any = stream.codec_context
+        if decoder is None:  # PyAV's types know nothing of a stream without a decoder.
+            container.close()
+            raise SourceError(
+                f"{path}: its video track is of a kind without a decoder here, or its header is "
+                "damaged; expected H.264, HEVC, VP9, AV1, ...: convert or copy the file again"
+            )
+        decoder.thread_count = DECODER_THREADS
+        return stream
     kinds = ", ".join(sorted({s.type for s in container.streams})) or "no track at all"
     container.close()
     raise SourceError(
