@@ -14,6 +14,9 @@ Array = NDArray[Any]
 Phase = Literal["first", "step"]
 """Which graph of the VAE a chunk runs: the one that opens a stream, or the recurrent one."""
 
+Kind = Literal["encode", "denoise", "decode"]
+"""What a pass does."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:

@@ -231,7 +231,7 @@ def read(directory: Path) -> Manifest:
             f"{path} has schema {schema}, this version reads {SCHEMA}; build the engine again"
         )
     try:
-        manifest: Manifest = _decode(Manifest, data, "manifest")
+        manifest: Manifest = decode(Manifest, data, "manifest")
     except (KeyError, TypeError, ValueError) as error:
         raise EngineMismatch(f"{path}: {error}; build the engine again") from None
     return manifest
@@ -279,7 +279,7 @@ def check_files(manifest: Manifest, directory: Path) -> None:
             )
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
     """JSON value -> the annotated type, strictly: no missing, no unknown field, no other type."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints = get_type_hints(kind)
@@ -287,13 +287,13 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
             got = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise ValueError(f"{where}: got {got}, expected fields {sorted(hints)}")
         return kind(
-            **{name: _decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+            **{name: decode(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
         )
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where}: got {type(value).__name__}, expected a list")
-        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{where}: got {value!r}, expected one of {arguments}")
@@ -303,7 +303,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, dict):
             raise ValueError(f"{where}: got {type(value).__name__}, expected an object")
-        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -318,7 +318,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
                 return None
             continue
         try:
-            return _decode(kind, value, where)
+            return decode(kind, value, where)
         except ValueError:
             continue
     raise ValueError(f"{where}: got {value!r}, expected one of {kinds}")
