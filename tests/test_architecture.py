@@ -21,7 +21,7 @@ FLOORS = [
     ["ops"],
     ["manifest", "backends"],
     ["devices", "seats"],
-    ["cost", "placement", "scheduler"],
+    ["cost", "costfile", "placement", "scheduler"],
     ["lane", "stage", "prompt", "session", "pipeline", "simulate"],
     ["media", "calibrate", "plan", "plot", "options", "stream", "serve", "__init__"],
 ]

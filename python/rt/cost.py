@@ -1,26 +1,19 @@
-"""What the units of a chain cost on one kind of device: records of a cost file, what a stage costs
-by them, and their correction by what is seen while running.
+"""What the units of a chain cost on one kind of device, what a stage costs by them, and their
+correction by what is seen while running.
 
-Pure but for `read`, `write` and the look at this machine's name. It refuses to guess: a file that
-is not exactly a cost file is an error that says how to make one.
+Pure records and arithmetic. `costfile` reads and writes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from .devices import Device
-from .errors import EngineMismatch
 from .frame import Kind
-from .manifest import decode
 
 SCHEMA = 1
 
@@ -235,66 +228,3 @@ def _upper(units: Sequence[UnitCost]) -> float:
     timings = [t for u in units for t in u.timings]
     median = sum(t.p50_ms for t in timings)
     return sum(t.p99_ms for t in timings) / median if median else 1.0
-
-
-def machine_key(device: Device, proc: Path = Path("/proc")) -> str:
-    """What a cost file of this device is called: the model of the processor or GPU, and threads."""
-    if device.kind == "cpu":
-        pattern, text = r"model name\s*:\s*(.+)", (proc / "cpuinfo").read_text()
-        threads = f"-{device.threads}-threads"
-    else:
-        gpus = sorted((proc / "driver/nvidia/gpus").glob("*/information"))
-        pattern, text = r"Model:\s*(.+)", gpus[device.index].read_text()
-        threads = ""
-    match = re.search(pattern, text)
-    name = match[1] if match else os.uname().machine
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + threads
-
-
-def places(directory: Path, engines: str, key: str) -> tuple[Path, Path]:
-    """Where the costs of an engine directory may lie: beside its manifest, in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        directory / "costs" / f"{key}.json",
-        cache / "streamdiffusion-rt" / "costs" / engines[:16] / f"{key}.json",
-    )
-
-
-def find(directory: Path, engines: str, key: str) -> Costs | None:
-    """The costs that were measured for engines on a machine; None where none were.
-
-    Raises EngineMismatch for a broken file, or one of other engines.
-    """
-    for path in places(directory, engines, key):
-        if path.is_file():
-            costs = read(path)
-            if costs.engines != engines:
-                raise EngineMismatch(
-                    f"{path} is of engines {costs.engines[:12] or 'unknown'}, not {engines[:12]}; "
-                    f"measure again: python -m rt.calibrate --engines {directory}"
-                )
-            return costs
-    return None
-
-
-def read(path: Path) -> Costs:
-    """Raises EngineMismatch, in one line, for a file that is not exactly a cost file."""
-    try:
-        data = json.loads(path.read_text())
-        if isinstance(data, dict) and data.get("schema", SCHEMA) != SCHEMA:
-            raise ValueError(f"schema: got {data['schema']}, expected {SCHEMA}")
-        costs: Costs = decode(Costs, data, "costs")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise EngineMismatch(
-            f"{path} is not a cost file ({reason}); make one: python -m rt.calibrate"
-        ) from None
-    return costs
-
-
-def write(costs: Costs, path: Path) -> None:
-    """Write a cost file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(dataclasses.asdict(costs), indent=1) + "\n")
-    part.replace(path)

@@ -129,18 +129,3 @@ def build(
         launches.append((number, engine.bind(arrays)))
         values.update({b.tensor: arrays[b.name] for b in plan.outputs})
     return Lane(tuple(launches), values)
-
-
-def crossing(before: Sequence[Unit], after: Sequence[Unit], phase: str) -> tuple[Binding, ...]:
-    """What `before` gives and `after` still needs: the values that cross a cut of the chain between
-    them.
-    """
-    given = {b.tensor: b for unit in before for b in unit.plans[phase].outputs}
-    crossed: dict[str, Binding] = {}
-    made: set[str] = set()
-    for unit in after:
-        for binding in unit.plans[phase].inputs:
-            if binding.tensor in given and binding.tensor not in made:
-                crossed.setdefault(binding.tensor, binding)
-        made |= {b.tensor for b in unit.plans[phase].outputs}
-    return tuple(crossed.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -277,6 +277,21 @@ def check_files(manifest: Manifest, directory: Path) -> None:
                 f"{path} has sha256 {got[:12]}, the manifest says {digest[:12]}; "
                 f"mend it with: {manifest.rebuild_command()}"
             )
+
+
+def crossing(before: Sequence[Unit], after: Sequence[Unit], phase: str) -> tuple[Binding, ...]:
+    """What `before` gives and `after` still needs: the values that cross a cut of the chain between
+    them.
+    """
+    given = {b.tensor: b for unit in before for b in unit.plans[phase].outputs}
+    crossed: dict[str, Binding] = {}
+    made: set[str] = set()
+    for unit in after:
+        for binding in unit.plans[phase].inputs:
+            if binding.tensor in given and binding.tensor not in made:
+                crossed.setdefault(binding.tensor, binding)
+        made |= {b.tensor for b in unit.plans[phase].outputs}
+    return tuple(crossed.values())
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:

@@ -16,15 +16,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from . import costfile, placement
 from . import devices as device_names
 from . import manifest as manifests
-from . import placement
 from .config import SessionConfig
 from .devices import Device
 from .errors import AdmissionRefused, ConfigError, EngineMismatch, StageFailed
 from .frame import Phase
-from .lane import crossing
-from .manifest import Binding, Manifest
+from .manifest import Binding, Manifest, crossing
 from .prompt import PromptEncoder
 from .scheduler import Kind, Routes, Scheduler, Task
 from .session import Session
@@ -80,9 +79,8 @@ class Pipeline:
         self.changed = threading.Condition()
         self._rows_per_seat = steps
         self._seats = seats
-        ranges = placement.cut(
-            [_work(u.kind, u, steps) for u in manifest.chain], [d.threads for d in devices]
-        )
+        costs = [costfile.of(manifest, directory, device) for device in devices]
+        ranges = placement.place(costs, steps, seats).ranges
         self.stages = tuple(
             Stage(
                 i, d, manifest, directory, [manifest.chain[u] for u in r], seats, steps, max_batch
@@ -344,11 +342,6 @@ def _failure(stage: Stage, chunk: int, error: Exception) -> StageFailed:
 
 def _phases(kind: Kind) -> tuple[Phase, ...]:
     return ("step",) if kind == "denoise" else ("first", "step")
-
-
-def _work(kind: str, unit: manifests.Unit, steps: int) -> float:
-    """Work of a unit for one chunk, in FLOP."""
-    return float(unit.plans["step"].flop) * (steps if kind in DIT_KINDS else 1)
 
 
 def _check_steps(manifest: Manifest, steps: int | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from rt import cost
+from rt import cost, costfile
 from rt.cost import ChainKind, Costs, Handover, Line, PassCost, Timing, UnitCost
 from rt.devices import Device
 from rt.errors import EngineMismatch
@@ -39,8 +39,8 @@ def chain(*, gb_per_s: float = 1.0, latency_ms: float = 0.5) -> Costs:
 
 def test_a_file_is_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "costs" / "here.json"
-    cost.write(chain(), path)
-    assert cost.read(path) == chain()
+    costfile.write(chain(), path)
+    assert costfile.read(path) == chain()
     assert [p.name for p in path.parent.iterdir()] == ["here.json"]
 
 
@@ -67,7 +67,7 @@ def test_a_broken_file_is_refused_in_one_line(
     tmp_path: Path, where: tuple[str | int, ...], value: object, told: str
 ) -> None:
     path = tmp_path / "c.json"
-    cost.write(chain(), path)
+    costfile.write(chain(), path)
     data = json.loads(path.read_text())
     inner = data
     for key in where[:-1]:
@@ -75,7 +75,7 @@ def test_a_broken_file_is_refused_in_one_line(
     inner[where[-1]] = value
     path.write_text(json.dumps(data))
     with pytest.raises(EngineMismatch, match=told) as caught:
-        cost.read(path)
+        costfile.read(path)
     assert "\n" not in str(caught.value)
     assert "rt.calibrate" in str(caught.value)
 
@@ -85,23 +85,23 @@ def test_what_is_no_cost_file_at_all_is_refused(tmp_path: Path, text: str) -> No
     path = tmp_path / "c.json"
     path.write_text(text)
     with pytest.raises(EngineMismatch, match="is not a cost file"):
-        cost.read(path)
+        costfile.read(path)
 
 
 def test_costs_are_found_beside_the_manifest_then_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    beside, cached = cost.places(tmp_path, "k" * 64, "here")
-    assert cost.find(tmp_path, "k" * 64, "here") is None
-    cost.write(chain(latency_ms=2.0), cached)
-    found = cost.find(tmp_path, "k" * 64, "here")
+    beside, cached = costfile.places(tmp_path, "k" * 64, "here")
+    assert costfile.find(tmp_path, "k" * 64, "here") is None
+    costfile.write(chain(latency_ms=2.0), cached)
+    found = costfile.find(tmp_path, "k" * 64, "here")
     assert found is not None
     assert found.handover.latency_ms == 2.0
-    cost.write(chain(), beside)
-    assert cost.find(tmp_path, "k" * 64, "here") == chain()
+    costfile.write(chain(), beside)
+    assert costfile.find(tmp_path, "k" * 64, "here") == chain()
     with pytest.raises(EngineMismatch, match=r"not ooo.*rt\.calibrate"):
-        cost.find(tmp_path, "o" * 64, "here")
+        costfile.find(tmp_path, "o" * 64, "here")
 
 
 def test_machines_have_names(tmp_path: Path) -> None:
@@ -109,8 +109,8 @@ def test_machines_have_names(tmp_path: Path) -> None:
     gpu = tmp_path / "driver/nvidia/gpus/0000:01:00.0"
     gpu.mkdir(parents=True)
     (gpu / "information").write_text("Model: \t\t NVIDIA X100 80GB\nIRQ: 1\n")
-    assert cost.machine_key(Device("cpu", 0, 2), tmp_path) == "some-r-cpu-2-0ghz-2-threads"
-    assert cost.machine_key(Device("cuda", 0, 2), tmp_path) == "nvidia-x100-80gb"
+    assert costfile.machine_key(Device("cpu", 0, 2), tmp_path) == "some-r-cpu-2-0ghz-2-threads"
+    assert costfile.machine_key(Device("cuda", 0, 2), tmp_path) == "nvidia-x100-80gb"
 
 
 points = st.lists(
