@@ -12,16 +12,19 @@ FRAMES ?= 20000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: gpu ptxas demo test check lint sanitize bench soak engines clean
+.PHONY: gpu ptxas demo test check lint sanitize peers bench bench-peers soak engines clean
 
 $(VENV)/base.stamp: $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/test.stamp: $(VENV)/base.stamp
+$(VENV)/test.stamp: $(VENV)/base.stamp bench/peers/requirements.txt
 	$(PIP) --editable '.[export,test]'
+	$(PIP) --no-deps --upgrade --target build/peers --requirement bench/peers/requirements.txt
 	touch $@
+
+peers: $(VENV)/test.stamp
 
 # Through the environment, so that a prompt may hold quotes.
 demo: export DEMO_INPUT = $(INPUT)
@@ -63,6 +66,10 @@ check: lint test sanitize
 bench: $(VENV)/test.stamp
 	$(BIN)/python -m bench.stream --engines "$(ENGINES)"
 	$(BIN)/python -m bench.ops
+
+# Beside the released package and eager diffusers: equal weights, inputs and outputs.
+bench-peers: peers
+	$(BIN)/python -m bench.peers
 
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m bench.soak --frames $(FRAMES)

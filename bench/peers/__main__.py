@@ -1,0 +1,219 @@
+"""One DiT step, one VAE chunk and the whole job: ours, the released package, eager diffusers.
+
+    make bench-peers
+
+Weights, inputs, threads and outputs are equal, and that the outputs are is checked first. The
+contestants take turns in one run; a ratio above 1 means that ours is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+from bench.peers import model, reference, streams
+from bench.peers.ours import OurDit, OurVae, Units
+from bench.table import Row, publish
+from export.formats import diffusers_to_original
+from export.models.vae import LATENT_MEAN, LATENT_STD
+from rt import Pipeline, devices
+from rt.frame import Array
+from rt.media import moving_scene
+
+EQUAL = 1e-3
+"""Largest difference of outputs that still counts as the same work."""
+WARM = 8
+"""Chunks before timing: the window is full."""
+
+
+def dit_step(subject: model.Subject, units: Units, rows: int, runs: int) -> list[Row]:
+    """Ours against the package over a full window, `rows` rows at once."""
+    theirs = streams.reference_dit(subject, rows)
+    ours = OurDit(units, subject.embeddings.numpy(), rows)
+    g = subject.manifest.geometry
+    rng = np.random.default_rng(1)
+    shape = (rows, g.latent_channels, g.latent_height, g.latent_width)
+    timestep = np.float32([700.0, 500.0, 400.0, 200.0][:rows])
+    worst, seconds = 0.0, Turns()
+    for index in range(WARM + runs):
+        noisy = rng.standard_normal(shape).astype(np.float32)
+        given = torch.from_numpy(noisy), torch.from_numpy(timestep)
+        expected = seconds.of("package", lambda: theirs(*given, index))  # noqa: B023
+        found = seconds.of("ours", lambda: ours(noisy, timestep, index))  # noqa: B023
+        worst = max(worst, float(np.abs(found - expected.numpy()).max()))
+        if index + 1 == WARM:
+            seconds.forget()
+    return ratios(f"DiT step, {rows} row{'s' * (rows > 1)}", seconds, worst)
+
+
+def vae_chunk(subject: model.Subject, units: Units, runs: int) -> list[Row]:
+    """Encoder and decoder, four frames, caches full: the package, diffusers, ours."""
+    g = subject.manifest.geometry
+    rng = np.random.default_rng(2)
+    latent = (1, g.latent_channels, 1, g.latent_height, g.latent_width)
+    video = np.float32(rng.uniform(-1, 1, (1, 3, 1 + 4 * (runs + 2), g.height, g.width)))
+    latents = [np.float32(rng.standard_normal(latent)) for _ in range(runs + 3)]
+    chunks = [video[:, :, :1], *np.split(video[:, :, 1:], runs + 2, axis=2)]
+    rows = []
+    for kind, values in (("encode", chunks), ("decode", latents)):
+        package = reference.ReferenceVae(model.wan_vae(subject.config), subject.vae)
+        eager, ours = Diffusers(subject, kind), OurVae(units, kind)
+        call = package.encode if kind == "encode" else package.decode
+        call(torch.from_numpy(np.concatenate(values[:2], axis=2)))
+        eager(values[0]), eager(values[1]), ours(values[0], "first"), ours(values[1])
+        worst, seconds = 0.0, Turns()
+        for value in values[2:]:
+            tensor = torch.from_numpy(np.ascontiguousarray(value))
+            a = seconds.of("package", lambda: call(tensor).numpy())  # noqa: B023
+            b = seconds.of("diffusers", lambda: eager(value))  # noqa: B023
+            c = seconds.of("ours", lambda: ours(value))  # noqa: B023
+            worst = max(worst, *(float(np.abs(c - x).max()) for x in (a, b)))
+        rows += ratios(f"VAE {kind}, one chunk", seconds, worst)
+    return rows
+
+
+class Diffusers:
+    """`AutoencoderKLWan`'s encoder or decoder, chunk by chunk with its own feature cache."""
+
+    def __init__(self, subject: model.Subject, kind: str) -> None:
+        vae = model.wan_vae(subject.config)
+        made = AutoencoderKLWan(
+            base_dim=vae.width,
+            z_dim=vae.latent_channels,
+            dim_mult=list(vae.multipliers),
+            num_res_blocks=vae.residual_blocks,
+            temperal_downsample=list(vae.time_halved),
+        )
+        made.load_state_dict(to_diffusers(subject.vae, made), strict=True)
+        self._vae: Any = made.eval().requires_grad_(False)
+        self._vae.clear_cache()
+        self._kind = kind
+        shape = (1, vae.latent_channels, 1, 1, 1)
+        self._mean = torch.tensor(LATENT_MEAN).view(shape)
+        self._std = torch.tensor(LATENT_STD).view(shape)
+        self._first = True
+
+    def __call__(self, value: Array) -> Array:
+        """A chunk of pixels -> normalised latent, or the other way."""
+        x, vae = torch.from_numpy(np.ascontiguousarray(value)), self._vae
+        with torch.inference_mode():
+            if self._kind == "encode":
+                out = vae.encoder(x, feat_cache=vae._enc_feat_map, feat_idx=[0])
+                mean = vae.quant_conv(out).chunk(2, dim=1)[0]
+                return ((mean - self._mean) / self._std).numpy()
+            z = vae.post_quant_conv(x * self._std + self._mean)
+            more = {"first_chunk": True} if self._first else {}
+            self._first = False
+            return vae.decoder(z, feat_cache=vae._feat_map, feat_idx=[0], **more).numpy()
+
+
+def to_diffusers(weights: Mapping[str, torch.Tensor], made: torch.nn.Module) -> dict[str, Any]:
+    """Original names -> those of diffusers, by renaming its own names to the original ones."""
+    names = {name: torch.tensor(i) for i, name in enumerate(made.state_dict())}
+    theirs = list(names)
+    original = diffusers_to_original(names)
+    return {theirs[int(place)]: weights[name] for name, place in original.items()}
+
+
+def whole_job(subject: model.Subject, pipeline: Pipeline, steps: int, runs: int) -> list[Row]:
+    """Frames to frames: equal pictures, then frames per second with the window full."""
+    g = subject.manifest.geometry
+    scene = moving_scene(g.height, g.width, 16.0, 8.0)
+    clip = np.stack([f.rgb for f, _ in zip(scene, range(5 + 4 * 11), strict=False)])
+    expected = streams.through_reference(
+        streams.ReferenceStream(subject, steps, batched=False), clip
+    )
+    found = streams.through_ours(pipeline, subject, clip, steps)
+    worst = int(np.abs(np.int16(found) - np.int16(expected)).max())
+    seconds = Turns()
+    for _ in range(runs):
+        batch = streams.ReferenceStream(subject, steps, batched=True)
+        head, tail = clip[: 5 + 4 * 6], clip[5 + 4 * 6 :]
+        streams.through_reference(batch, head)
+        chunks = np.split(tail, len(tail) // 4)
+        seconds.of("package", lambda: [batch(chunk) for chunk in chunks])  # noqa: B023
+        with pipeline.session(
+            prompt=streams.prompt_file(subject), steps=steps, motion="off", sinks="fixed",
+            positions="absolute",
+        ) as session:  # fmt: skip
+            frames = session.stream(list(np.concatenate([clip, tail])))
+            for _ in range(len(clip)):
+                next(frames)
+            seconds.of("ours", lambda: list(frames))  # noqa: B023
+    return ratios(f"whole job, {steps} steps, {len(tail)} frames", seconds, worst / 127.5, 1 / 127)
+
+
+class Turns:
+    """Seconds of each contestant, call by call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def of(self, name: str, call: Callable[[], Any]) -> Any:
+        """What `call` gives, its time noted under `name`."""
+        start = time.perf_counter()
+        result = call()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    def forget(self) -> None:
+        """Drop what was noted while everything was warming up."""
+        self.seconds.clear()
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+
+def ratios(what: str, turns: Turns, worst: float, bound: float = EQUAL) -> list[Row]:
+    """Rows of one comparison. Ends the program where the outputs differ: it was other work."""
+    if not worst <= bound:
+        sys.exit(f"error: {what}: outputs differ by {worst:.2g}, at most {bound:.2g} is the same")
+    runs = len(turns.seconds["ours"])
+    note = f"outputs differ by {worst:.1e} at most"
+    rows = [Row(f"{what}: ours", turns.median("ours") * 1e3, "ms", runs, note=note)]
+    for name in turns.seconds:
+        if name != "ours":
+            pairs = zip(turns.seconds[name], turns.seconds["ours"], strict=True)
+            ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+            rows.append(Row(f"{what}: {name}", turns.median(name) * 1e3, "ms", runs))
+            rows.append(Row(f"{what}: {name} / ours", ratio, "x", runs))
+    return rows
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--package", type=Path, default=Path("build/peers"), help="where it is")
+    p.add_argument("--side", type=int, default=256, help="height and width in pixels")
+    p.add_argument("--vae-width", type=int, default=16, help="Wan's own is 96")
+    p.add_argument("--runs", type=int, default=15)
+    p.add_argument("--steps", type=int, default=2)
+    p.add_argument("--json", type=Path, default=Path("build/bench/peers.jsonl"))
+    options = p.parse_args()
+    reference.find(options.package)
+    threads = devices.cores()
+    torch.set_num_threads(threads)
+    subject = model.prepare(
+        model.configuration(options.vae_width), options.side, Path("build/engines")
+    )
+    units = Units(subject.directory, subject.manifest, threads)
+    rows = [row for count in (1, 2) for row in dit_step(subject, units, count, options.runs)]
+    rows += vae_chunk(subject, units, options.runs)
+    with Pipeline.load(subject.directory, steps=options.steps) as pipeline:
+        rows += whole_job(subject, pipeline, options.steps, max(3, options.runs // 5))
+    title = f"peers: {options.side}x{options.side}, {threads} threads, float32"
+    publish(title, rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
