@@ -23,7 +23,7 @@ FLOORS = [
     ["devices", "seats"],
     ["cost", "costfile", "placement", "scheduler"],
     ["lane", "stage", "prompt", "session", "pipeline", "simulate"],
-    ["media", "calibrate", "plan", "plot", "options", "stream", "serve", "__init__"],
+    ["media", "plot", "options", "calibrate", "plan", "stream", "serve", "__init__"],
 ]
 HEIGHT = {
     name: (floor, place) for floor, row in enumerate(FLOORS) for place, name in enumerate(row)
@@ -36,7 +36,7 @@ LIBRARIES = {
     "torch": {"backends/inductor.py"},
     "tensorrt": {"backends/tensorrt.py"},
     "cupy": {"devices.py", "backends/tensorrt.py"},
-    "rich": {"stream.py"},
+    "rich": {"stream.py", "calibrate.py", "plan.py"},
     "matplotlib": {"plot.py"},
 }
 

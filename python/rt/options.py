@@ -18,7 +18,7 @@ DEFAULT_SLO_MS = 1000.0
 """Latency budget of `--realtime` where none is given: the paper's own (section 5.2.4)."""
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises ConfigError for a mistake, so that it is told in one line as any other."""
 
     def error(self, message: str) -> NoReturn:
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The options. Every one that may be left out says in its help what it is then."""
-    p = _Parser(
+    p = Parser(
         prog="python -m rt.stream",
         description="Restyle a video with a prompt.",
         epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",

@@ -1,0 +1,274 @@
+"""`python -m rt.calibrate`: measures every unit at every batch size on this machine and writes the
+cost file that placement, controller and simulator read.
+
+It runs engines over arrays of its own, in the order of the chain, with the ops that run beside
+them. It refuses to judge: a busy machine gives the costs of a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from . import backends, cost, costfile, devices, ops
+from . import manifest as manifests
+from .config import VERSION
+from .cost import PASS_OF, Costs, Handover, Timing
+from .devices import Device
+from .errors import ConfigError, Error
+from .frame import Array
+from .manifest import Manifest, Plan, Unit
+from .options import Parser
+
+Samples = NDArray[np.float64]
+"""Milliseconds, one per round."""
+
+QUANTILES = 101
+"""Points that the spread of a pass is kept as."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return run(_parser().parse_args(arguments))
+    except Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: no costs were written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = Parser(
+        prog="python -m rt.calibrate",
+        description="Measure what every unit of an engine directory costs on this machine.",
+        epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
+        allow_abbrev=False,
+    )
+    shown = "(default: %(default)s)"
+    p.add_argument("--engines", type=Path, default=Path("engines/tiny"), metavar="DIR", help=shown)
+    p.add_argument(
+        "--devices", default="auto", metavar="NAMES", help=f"as for rt.stream: cpu:0,cpu:1 {shown}"
+    )
+    p.add_argument("--rounds", type=int, default=200, metavar="N", help=f"passes timed {shown}")
+    p.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to write (default: beside the manifest, or in the user's cache where that "
+        "cannot be written)",
+    )
+    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
+    return p
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure each kind of device once and write its file."""
+    if options.rounds < 2:
+        raise ConfigError(f"rounds: got {options.rounds}, expected at least 2")
+    manifest = manifests.read(options.engines)
+    manifests.check_files(manifest, options.engines)
+    by_key = {costfile.machine_key(d): d for d in devices.resolve(options.devices)}
+    if options.output is not None and len(by_key) > 1:
+        raise ConfigError("output: got one file for several kinds of devices; leave it out")
+    for key, device in by_key.items():
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task(key, total=options.rounds)
+            advance = functools.partial(progress.advance, task)
+            costs = measure(manifest, options.engines, device, options.rounds, advance)
+        path = options.output or place_for(options.engines, manifest.key, key)
+        costfile.write(costs, path)
+        total = sum(u.timings[0].p50_ms for u in costs.units)
+        print(f"{path}: {len(costs.units)} units, {total:.1f} ms for a chunk of one step")
+    return 0
+
+
+def place_for(directory: Path, engines: str, key: str) -> Path:
+    """Where the costs go: beside the manifest where that can be written."""
+    beside, cached = costfile.places(directory, engines, key)
+    folder = beside.parent if beside.parent.is_dir() else directory
+    return beside if os.access(folder, os.W_OK) else cached
+
+
+def measure(
+    manifest: Manifest,
+    directory: Path,
+    device: Device,
+    rounds: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Costs:
+    """Time every unit at every batch size, `rounds` times, one after the other as in a stream.
+
+    The first tenth warms up and is not counted.
+    """
+    runs = _bind(manifest, directory, device)
+    taken = {key: np.zeros(rounds) for key in runs}
+    clock = time.perf_counter_ns
+    for turn in range(-max(1, rounds // 10), rounds):
+        for key, launches in runs.items():
+            start = clock()
+            for launch in launches:
+                launch()
+            if turn >= 0:
+                taken[key][turn] = (clock() - start) * 1e-6
+        if turn >= 0:
+            advance()
+    units = []
+    for i, unit in enumerate(manifest.chain):
+        batches = sorted(batch for name, batch in runs if name == unit.name)
+        timings = tuple(_timing(batch, taken[unit.name, batch]) for batch in batches)
+        units.append(costfile.unit_cost(manifest, i, timings))
+    passes = sum((taken[unit.name, 1] for unit in manifest.chain), np.zeros(rounds))
+    ratios = np.sort(np.quantile(passes / np.median(passes), np.linspace(0, 1, QUANTILES)))
+    return replace(
+        costfile.modelled(manifest, device),
+        origin="measured",
+        source=f"python -m rt.calibrate, {rounds} rounds, {time.strftime('%Y-%m-%d')}",
+        device=costfile.machine_key(device),
+        handover=_handover(device, max(u.handed_bytes for u in units), rounds),
+        spread=tuple(round(float(ratio), 4) for ratio in ratios),
+        units=tuple(units),
+    )
+
+
+def _timing(batch: int, samples: Samples) -> Timing:
+    p50, p99 = np.quantile(samples, [0.5, cost.UPPER])
+    return Timing(batch, round(float(p50), 5), round(float(p99), 5))
+
+
+Launches = list[Callable[[], object]]
+
+
+def _bind(
+    manifest: Manifest, directory: Path, device: Device
+) -> Mapping[tuple[str, int], Launches]:
+    """(Unit, batch) -> what one pass runs of it: its engine, and the ops beside it."""
+    backend = backends.create(manifest.backend, device.threads)
+    beside = _ops(manifest, device)
+    runs: dict[tuple[str, int], Launches] = {}
+    for unit in manifest.chain:
+        plan = unit.plans["step"]
+        engine = backend.load(directory, plan)
+        denoises = PASS_OF[costfile.chain_kind(unit)] == "denoise"
+        for batch in range(1, manifest.max_batch + 1) if denoises else (1,):
+            launch = engine.bind(_arrays(plan, batch, device))
+            runs[unit.name, batch] = [launch, *(beside.get(unit.name, []) * batch)]
+    return runs
+
+
+def _arrays(plan: Plan, batch: int, device: Device) -> dict[str, Array]:
+    """Arrays of zeros for every binding: no engine's time depends on its values."""
+
+    def zeros(shape: Sequence[int | str], dtype: str) -> Array:
+        return device.zeros([batch if d == "B" else int(d) for d in shape], dtype)
+
+    arrays = {b.name: zeros(b.shape, b.dtype) for b in (*plan.inputs, *plan.outputs)}
+    for state in plan.state:
+        arrays[state.input] = arrays[state.output] = zeros(state.shape, state.dtype)
+        if state.mode == "ping-pong":
+            arrays[state.output] = zeros(state.shape, state.dtype)
+    return arrays
+
+
+def _ops(manifest: Manifest, device: Device) -> Mapping[str, Launches]:
+    """Unit -> the ops that a stage runs beside it, once per row; pictures of the engine's size."""
+    g, threads = manifest.geometry, device.threads
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (g.frames_per_chunk + 1, g.height, g.width, 3), np.uint8)
+    pixels = np.zeros((3, g.frames_per_chunk, g.height, g.width), np.float32)
+    latent = np.zeros((g.latent_channels, g.latent_height, g.latent_width), np.float32)
+    mixed, control = np.zeros_like(latent), np.array([0, 0.5, 500, 0.5], np.float32)
+    sigma = np.array([0.5], np.float32)
+    frames = tuple(pictures[1:])
+
+    def preprocess() -> None:
+        ops.frames_to_pixels(frames, g.height, g.width, out=pixels, threads=threads)
+        ops.optical_flow_magnitude(frames, pictures[0], threads=threads)
+
+    def mix() -> None:
+        ops.mix_noise(latent, control, seed=0, session=0, chunk=0, out=mixed, threads=threads)
+
+    def renoise() -> None:
+        places = {"seed": 0, "session": 0, "chunk": 0, "step": 1, "threads": threads}
+        ops.renoise(latent, latent, sigma, sigma, out=mixed, **places)
+
+    named = _by_kind(manifest)
+    encode, decode = named["encode"], named["decode"]
+    beside: dict[str, Launches] = {u.name: [_sinks(manifest, threads)] for u in named["block"]}
+    beside[encode[0].name] = [preprocess]
+    beside[encode[-1].name] = [*beside.get(encode[-1].name, []), mix]
+    beside[named["dit_out"][0].name] = [renoise]
+    beside[decode[-1].name] = [lambda: ops.pixels_to_frames(pixels, threads=threads)]
+    return beside
+
+
+def _by_kind(manifest: Manifest) -> dict[str, list[Unit]]:
+    found: dict[str, list[Unit]] = {}
+    for unit in manifest.chain:
+        found.setdefault(unit.kind, []).append(unit)
+    return found
+
+
+def _sinks(manifest: Manifest, threads: int) -> Callable[[], object]:
+    """The refresh of one block's sinks of one row, as in a long stream."""
+    a, g, w = manifest.attention, manifest.geometry, manifest.window
+    tokens = g.tokens_per_frame
+    ring = np.zeros((1, 1, a.heads, w.frames * tokens, a.head_dim), np.float32)
+    values = np.zeros_like(ring)
+    time_ = np.zeros((1, 1, a.heads, w.sinks * tokens, 2 * a.rope_time_pairs), np.float32)
+    index = np.arange(w.sinks, dtype=np.int64).reshape(1, 1, -1)
+
+    def refresh() -> None:
+        ops.refresh_sinks(
+            ring,
+            values,
+            time_,
+            index,
+            np.array([100], np.int64),
+            np.array([101], np.int64),
+            window=w.frames,
+            sinks=w.sinks,
+            tokens_per_frame=tokens,
+            theta=a.rope_theta,
+            threshold=w.sink_threshold,
+            positions="window",
+            threads=threads,
+        )
+
+    return refresh
+
+
+def _handover(device: Device, largest: int, rounds: int) -> Handover:
+    """A hand-over is two copies: into the next stage's place, and out of it when it is taken."""
+    points = []
+    for size in (1 << 12, max(largest, 1 << 20)):
+        source, place, taken = (device.zeros([size], np.uint8) for _ in range(3))
+        samples = np.zeros(rounds)
+        for turn in range(rounds):
+            start = time.perf_counter_ns()
+            place[...] = source
+            taken[...] = place
+            samples[turn] = (time.perf_counter_ns() - start) * 1e-6
+        points.append((size, float(np.median(samples))))
+    line = cost.fit(points)
+    rate = 1e-6 / line.m_ms if line.m_ms > 0 else 1e3
+    return Handover(round(line.c_ms, 5), round(rate, 3))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
