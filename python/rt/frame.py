@@ -50,8 +50,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One pass of one chunk. `step` is the denoising step; encoding is step -1, decoding step
-    `steps`.
+    """One pass of one chunk. `step` is the denoising step, of `steps`; encoding is step -1,
+    decoding step `steps`.
 
     `row` = seat * rows per seat + step is where a denoising step finds its rings; it means nothing
     otherwise.
@@ -61,5 +61,6 @@ class Job:
     seat: int
     chunk: int
     step: int
+    steps: int
     row: int
     deadline_ns: int | None

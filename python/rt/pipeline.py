@@ -22,10 +22,10 @@ from . import manifest as manifests
 from .config import SessionConfig
 from .devices import Device
 from .errors import AdmissionRefused, ConfigError, EngineMismatch, StageFailed
-from .frame import Phase
+from .frame import Kind, Phase
 from .manifest import Binding, Manifest, crossing
 from .prompt import PromptEncoder
-from .scheduler import Kind, Routes, Scheduler, Task
+from .scheduler import Routes, Scheduler, Task, Terms
 from .session import Session
 from .stage import DIT_KINDS, Stage, Wires, Work
 
@@ -88,8 +88,8 @@ class Pipeline:
             for i, (d, r) in enumerate(zip(devices, ranges, strict=True))
         )
         self._prompts = PromptEncoder(manifest, directory, devices[0].threads)
-        routes = {kind: self._route(kind) for kind in _UNITS_OF}
-        self._scheduler = Scheduler(Routes(**routes), steps, max_batch)
+        routes = Routes(self._route("encode"), self._route("denoise"), self._route("decode"))
+        self._scheduler = Scheduler(routes, steps, max_batch)
         self._connect(routes)
         self._free_seats = list(reversed(range(seats)))
         self._sessions: dict[int, tuple[Session, int]] = {}
@@ -179,7 +179,7 @@ class Pipeline:
             raise
         with self.changed:
             self._sessions[number] = (session, seat)
-            self._scheduler.open(number, seat, steps)
+            self._scheduler.open(number, seat, Terms(steps))
         return session
 
     def status(self) -> Status:
@@ -228,7 +228,8 @@ class Pipeline:
 
     def submit(self, work: Work, deadline_ns: int | None) -> None:
         self._works[work.chunk.session, work.chunk.index] = work
-        self._scheduler.arrived(work.chunk.session, work.chunk.index, deadline_ns)
+        now_ns = time.perf_counter_ns()
+        self._scheduler.arrived(work.chunk.session, work.chunk.index, deadline_ns, now_ns)
         self.changed.notify_all()
 
     def release(self, session: int) -> None:
@@ -247,24 +248,25 @@ class Pipeline:
             s.index for s in self.stages if any(u.kind in _UNITS_OF[kind] for u in s.units)
         )
 
-    def _connect(self, routes: Mapping[Kind, tuple[int, ...]]) -> None:
+    def _connect(self, routes: Routes) -> None:
         """Give every stage the arrays and neighbours that its passes need."""
         g = self.manifest.geometry
         latent = (g.latent_channels, g.latent_height, g.latent_width)
-        rows = self._rows_per_seat * self._seats
-        noisy = self.stages[routes["denoise"][0]].device.zeros((rows, *latent), np.float32)
-        clean = self.stages[routes["decode"][0]].device.zeros(
-            (self._seats, latent[0], 1, *latent[1:]), np.float32
+        rows, places = self._rows_per_seat * self._seats, routes.places
+        noisy = self.stages[routes.denoise[0]].device.zeros((rows, places, *latent), np.float32)
+        clean = self.stages[routes.decode[0]].device.zeros(
+            (self._seats, places, *latent), np.float32
         )
+        by_kind = {kind: routes.of(kind) for kind in _UNITS_OF}
         for stage in self.stages:
             following = {
                 kind: self.stages[route[route.index(stage.index) + 1]]
-                for kind, route in routes.items()
+                for kind, route in by_kind.items()
                 if stage.index in route[:-1]
             }
             handed = {
                 (kind, phase): self._crossing(kind, phase, stage)
-                for kind, route in routes.items()
+                for kind, route in by_kind.items()
                 for phase in _phases(kind)
                 if stage.index in route[1:]
             }
@@ -306,10 +308,10 @@ class Pipeline:
             self._fail(stage, task, error)
             return
         with self.changed:
-            for job in self._scheduler.finished(stage.index, task):
+            for job in self._scheduler.finished(stage.index, task, time.perf_counter_ns()):
                 work = self._works.pop((job.session, job.chunk))
                 assert pictures is not None
-                self._sessions[job.session][0].deliver(work, pictures)
+                self._sessions[job.session][0].deliver(job, work, pictures)
             self.changed.notify_all()
 
     def _fail(self, stage: Stage, task: Task, error: Exception) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .chunking import Chunker
 from .config import Prompt, SessionConfig, check_prompt
 from .errors import ConfigError, Error, SourceError
-from .frame import Array, Chunk, Frame
+from .frame import Array, Chunk, Frame, Job
 from .manifest import Geometry
 from .metrics import ChunkRecord, Recorder, Report
 from .prompt import Embeddings, PromptEncoder
@@ -203,14 +203,14 @@ class Session:
 
     # Called by the host, with `changed` held
 
-    def deliver(self, work: Work, pictures: NDArray[np.uint8]) -> None:
+    def deliver(self, job: Job, work: Work, pictures: NDArray[np.uint8]) -> None:
         """A chunk is done: its restyled pictures, uint8 [T, H, W, 3]."""
         for frame, picture in zip(work.chunk.frames, pictures, strict=True):
             self._ready.append(Frame(picture, frame.index, frame.pts_s, frame.captured_ns))
         self._pending -= 1
         score, scale, timestep, sigma = (float(value) for value in work.control)
         self._recorder.chunk(
-            ChunkRecord(work.chunk.index, score, scale, timestep, sigma, work.steps)
+            ChunkRecord(work.chunk.index, score, scale, timestep, sigma, job.steps)
         )
 
     def fail(self, error: Error) -> None:
@@ -267,7 +267,6 @@ class Session:
             work = Work(
                 chunk,
                 self.config,
-                self.steps,
                 self._prompt,
                 pictures,
                 self._last_picture if chunk.continues else None,

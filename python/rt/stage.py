@@ -19,11 +19,11 @@ from . import backends, noise, ops, window
 from .backends.base import Engine
 from .config import SessionConfig
 from .devices import Device
-from .frame import Array, Chunk, Job, Phase
+from .frame import Array, Chunk, Job, Kind, Phase
 from .lane import Inbox, Lane, Scratch, build
 from .manifest import Binding, Manifest, Unit
 from .motion import reference_of
-from .scheduler import Kind, Task
+from .scheduler import Task
 from .seats import SeatMemory
 
 DIT_KINDS = ("dit_in", "block", "dit_out")
@@ -47,7 +47,6 @@ class Work:
 
     chunk: Chunk
     config: SessionConfig
-    steps: int
     prompt: PromptContext
     pictures: tuple[NDArray[np.uint8], ...]
     """The chunk's frames as the model sees them (cropped views), uint8 [H', W', 3]."""
@@ -60,12 +59,26 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wires:
-    """Latents between passes: `noisy` [rows, 16, h, w] waits for the DiT, `clean` [seats, 16, 1, h,
-    w] for decoding.
+    """Latents between passes: `noisy` [rows, places, 16, h, w] waits for the DiT, `clean` [seats,
+    places, 16, h, w] for decoding. Chunk c is in place c modulo their number.
     """
 
     noisy: Array
     clean: Array
+
+    def waiting(self, job: Job) -> Array:
+        """Where the latent is that a pass of the DiT or the decoder starts from: [16, h, w]."""
+        place = job.chunk % self.noisy.shape[1]
+        if job.step == job.steps:
+            return self.clean[job.seat, place, ...]
+        return self.noisy[job.row, place, ...]
+
+    def landing(self, job: Job) -> Array:
+        """Where the latent goes that a pass of the encoder or the DiT ends with: [16, h, w]."""
+        place = job.chunk % self.noisy.shape[1]
+        if job.step + 1 == job.steps:
+            return self.clean[job.seat, place, ...]
+        return self.noisy[job.row + 1, place, ...]
 
 
 class Stage:
@@ -138,8 +151,10 @@ class Stage:
             phase: zeros((1, 3, frames, g.height, g.width), np.float32)
             for phase, frames in (("first", 1), ("step", g.frames_per_chunk))
         }
+        latent = (g.latent_channels, g.latent_height, g.latent_width)
+        self._clean = zeros((1, latent[0], 1, *latent[1:]), np.float32)
         self._row_inputs = {
-            "noisy": wires.noisy,
+            "noisy": zeros((self._rows, *latent), np.float32),
             "timestep": zeros((self._rows,), np.float32),
             "rope_time": zeros((self._rows, 2, m.attention.rope_time_pairs), np.float32),
             "write_index": zeros((self._rows,), np.int64),
@@ -191,7 +206,7 @@ class Stage:
         ):
             units = self._numbered([kind], phase)
             if units:
-                given = {"pixels": self._pixels[phase], "clean": self._wires.clean[seat : seat + 1]}
+                given = {"pixels": self._pixels[phase], "clean": self._clean}
                 given.update(self._handed(kind, phase))
                 own = self._caches_of(phase, seat, parity)
                 lanes[kind, phase, seat, parity] = build(units, phase, given, own, scratch)
@@ -277,14 +292,13 @@ class Stage:
             following.receive(task, phase, lane.values)
             return
         start = time.perf_counter_ns()
-        row = job.seat * self.memory.rows_per_seat
         ops.mix_noise(
             lane.values["latent"][0, :, 0],
             work.control,
             seed=work.config.seed,
             session=0,
             chunk=job.chunk,
-            out=self._wires.noisy[row],
+            out=self._wires.landing(job),
             threads=self.device.threads,
         )
         self.ops_ns += time.perf_counter_ns() - start
@@ -328,6 +342,7 @@ class Stage:
             inbox.take(task.number)
         else:
             for job, work in zip(jobs, works, strict=True):
+                self._row_inputs["noisy"][job.row] = self._wires.waiting(job)
                 self._row_inputs["timestep"][job.row] = self._timestep(job, work)
                 self._row_inputs["rope_time"][job.row] = self._rope_time(job.chunk)
         lane.run(self.busy_ns)
@@ -338,9 +353,8 @@ class Stage:
             following.receive(task, "step", lane.values)
             return
         start = time.perf_counter_ns()
-        # From the last row down: a row's result may go where the row above it was read from.
-        for position in reversed(range(len(jobs))):
-            self._advance(jobs[position], works[position], lane, position)
+        for position, (job, work) in enumerate(zip(jobs, works, strict=True)):
+            self._advance(job, work, lane, position)
         self.ops_ns += time.perf_counter_ns() - start
 
     def _prepare_rows(self, jobs: Sequence[Job], works: Sequence[Work]) -> None:
@@ -392,13 +406,13 @@ class Stage:
     def _timestep(self, job: Job, work: Work) -> float:
         return float(work.control[2]) if job.step == 0 else self._manifest.noise.timesteps[job.step]
 
-    def _sigma(self, job_step: int, work: Work) -> NDArray[np.float32]:
+    def _sigma(self, step: int, steps: int, work: Work) -> NDArray[np.float32]:
         """float32 [1]: sigma of a step of this chunk; 0 after the last one."""
-        if job_step == 0:
+        if step == 0:
             return work.control[3:4]
-        if job_step == work.steps:
+        if step == steps:
             return np.zeros(1, np.float32)
-        timestep = self._manifest.noise.timesteps[job_step]
+        timestep = self._manifest.noise.timesteps[step]
         return np.array([noise.sigma_at(self._sigmas, timestep)], np.float32)
 
     def _rope_time(self, frame: int) -> NDArray[np.float32]:
@@ -409,18 +423,16 @@ class Stage:
         """Predicted velocity -> the latent at the next step's noise, or the clean latent after the
         last step.
         """
-        last = job.step + 1 == work.steps
-        out = self._wires.clean[job.seat, :, 0] if last else self._wires.noisy[job.row + 1]
         ops.renoise(
             lane.values["noisy"][position],
             lane.values["velocity"][position],
-            self._sigma(job.step, work),
-            self._sigma(job.step + 1, work),
+            self._sigma(job.step, job.steps, work),
+            self._sigma(job.step + 1, job.steps, work),
             seed=work.config.seed,
             session=0,
             chunk=job.chunk,
             step=job.step + 1,
-            out=out,
+            out=self._wires.landing(job),
             threads=self.device.threads,
         )
 
@@ -429,6 +441,8 @@ class Stage:
         lane = self._vae_lanes["decode", phase, job.seat, self.memory.parity("decode", job.seat)]
         if (inbox := self._inboxes.get(("decode", phase))) is not None:
             inbox.take(task.number)
+        else:
+            self._clean[0, :, 0] = self._wires.waiting(job)
         lane.run(self.busy_ns)
         self.memory.swap("decode", job.seat)
         if (following := self._following.get("decode")) is not None:

@@ -99,28 +99,32 @@ def test_any_placement_gives_the_same_bits(
         assert equal(restyle(several, scene(41)), expected)
 
 
-@pytest.mark.parametrize("max_batch", [1, 4])
-@pytest.mark.parametrize("devices", ["cpu", "cpu:0,cpu:1"])
+@pytest.mark.parametrize(
+    ("stages", "sessions", "max_batch"),
+    [(1, 2, 1), (1, 2, 4), (1, 4, 4), (2, 2, 1), (2, 2, 4), (3, 4, 4)],
+)
 def test_sessions_together_equal_each_alone(
-    tiny_engine: Path, expected: Pictures, max_batch: int, devices: str
+    tiny_engine: Path, expected: Pictures, stages: int, sessions: int, max_batch: int
 ) -> None:
+    names = [f"cpu:{i}" for i in range(stages)]
     others = scene(30, seed=3)
-    with rt.Pipeline.load(tiny_engine, devices, seats=2, steps=2, max_batch=max_batch) as shared:
-        results: dict[str, Pictures] = {}
+    with rt.Pipeline.load(
+        tiny_engine, names, seats=sessions, steps=2, max_batch=max_batch
+    ) as shared:
+        results: dict[int, Pictures] = {}
 
-        def run(name: str, pictures: Pictures, seed: int) -> None:
-            results[name] = restyle(shared, pictures, seed=seed, steps=2)
+        def run(number: int) -> None:
+            pictures, seed = (others, 5) if number % 2 else (scene(41), 0)
+            results[number] = restyle(shared, pictures, seed=seed, steps=2)
 
-        threads = [
-            threading.Thread(target=run, args=("one", scene(41), 0)),
-            threading.Thread(target=run, args=("two", others, 5)),
-        ]
+        threads = [threading.Thread(target=run, args=(n,)) for n in range(sessions)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert equal(results["one"], expected)
-        assert equal(results["two"], restyle(shared, others, seed=5, steps=2))
+        alone = restyle(shared, others, seed=5, steps=2)
+        for number in range(sessions):
+            assert equal(results[number], alone if number % 2 else expected)
 
 
 @settings(

@@ -4,13 +4,16 @@ device would.
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from rt.scheduler import HANDOVER_DEPTH, Routes, Scheduler, Task
+from rt.frame import Kind
+from rt.scheduler import Routes, Scheduler, Task, Terms
 
 ROWS_PER_SEAT = 4
 LAYOUTS = [
@@ -46,7 +49,7 @@ class Controller(RuleBasedStateMachine):
         free = set(range(3)) - set(self.seats.values())
         if free:
             self.steps[self.opened], self.seats[self.opened] = steps, min(free)
-            self.scheduler.open(self.opened, min(free), steps)
+            self.scheduler.open(self.opened, min(free), Terms(steps))
             self.opened += 1
 
     @rule(data=st.data(), deadline=st.none() | st.integers(0, 100))
@@ -56,7 +59,7 @@ class Controller(RuleBasedStateMachine):
             session = data.draw(st.sampled_from(ready))
             chunk = self.arrived[session]
             self.scheduler.arrived(
-                session, chunk, None if deadline is None else chunk * 10 + deadline
+                session, chunk, None if deadline is None else chunk * 10 + deadline, 0
             )
             self.done[session, chunk] = -2
             self.arrived[session] += 1
@@ -90,7 +93,7 @@ class Controller(RuleBasedStateMachine):
             return
         stage = data.draw(st.sampled_from(sorted(self.running)))
         task = self.running.pop(stage)
-        for job in self.scheduler.finished(stage, task):
+        for job in self.scheduler.finished(stage, task, 0):
             self.left[job.session].append(job.chunk)
         if stage == self.routes.of(task.kind)[-1]:
             self.began.pop(task.number)
@@ -113,7 +116,7 @@ class Controller(RuleBasedStateMachine):
         for stage in range(self.stages):
             task = self.running.pop(stage, None) or self.scheduler.next(stage, 0)
             if task is not None:
-                for job in self.scheduler.finished(stage, task):
+                for job in self.scheduler.finished(stage, task, 0):
                     self.left[job.session].append(job.chunk)
                 self.began[task.number] = task
                 if stage == self.routes.of(task.kind)[-1]:
@@ -135,11 +138,11 @@ class Controller(RuleBasedStateMachine):
             assert self.left[session] == list(range(len(self.left[session]))), "out in order"
 
     @invariant()
-    def one_chunk_per_station(self) -> None:
+    def one_chunk_per_place(self) -> None:
         active = {(j.session, j.chunk) for t in self._tasks() for j in t.jobs}
         for session in getattr(self, "seats", {}):
             waiting = [
-                self.done[session, chunk]
+                (self.done[session, chunk], chunk % self.routes.places)
                 for chunk in range(len(self.left[session]), self.arrived[session])
                 if (session, chunk) not in active
             ]
@@ -151,7 +154,7 @@ class Controller(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         for session in getattr(self, "seats", {}):
-            most = self.steps[session] * 2 + 4 + HANDOVER_DEPTH * self.stages
+            most = 2 + self.routes.places * (self.steps[session] + 1)
             assert self.scheduler.in_flight(session) <= most
 
     def teardown(self) -> None:
@@ -174,13 +177,13 @@ TestController.settings = settings(max_examples=300, stateful_step_count=80, dea
 def test_oldest_chunk_first_and_continuous() -> None:
     """One stage, two steps: a chunk goes right through before the next one is encoded."""
     scheduler = Scheduler(Routes((0,), (0,), (0,)), 2, 2)
-    scheduler.open(0, 0, 2)
+    scheduler.open(0, 0, Terms(2))
     order = []
     for chunk in range(3):
-        scheduler.arrived(0, chunk, None)
+        scheduler.arrived(0, chunk, None, 0)
         while (task := scheduler.next(0, 0)) is not None:
             order.append((task.kind, task.jobs[0].chunk, task.jobs[0].step))
-            scheduler.finished(0, task)
+            scheduler.finished(0, task, 0)
     assert order == [
         (kind, chunk, step)
         for chunk in range(3)
@@ -192,59 +195,88 @@ def test_adjacent_rows_form_a_batch() -> None:
     """Two sessions that wait for the DiT on neighbouring seats run as one batch."""
     scheduler = Scheduler(Routes((0,), (1,), (2,)), 1, 4)
     for session in range(2):
-        scheduler.open(session, session, 1)
-        scheduler.arrived(session, 0, None)
+        scheduler.open(session, session, Terms(1))
+        scheduler.arrived(session, 0, None, 0)
         task = scheduler.next(0, 0)
         assert task is not None
-        scheduler.finished(0, task)
+        scheduler.finished(0, task, 0)
     task = scheduler.next(1, 0)
     assert task is not None
     assert [job.row for job in task.jobs] == [0, 1]
 
 
 def test_two_steps_of_one_session_in_one_batch() -> None:
-    """Rows 0 and 1 of a seat: the younger chunk follows into the row that the older one leaves."""
+    """Rows 0 and 1 of a seat: two chunks of one session, one step apart."""
     scheduler = Scheduler(Routes((0,), (1,), (2,)), 2, 4)
-    scheduler.open(0, 0, 2)
+    scheduler.open(0, 0, Terms(2))
     for chunk in range(2):
-        scheduler.arrived(0, chunk, None)
+        scheduler.arrived(0, chunk, None, 0)
         encode = scheduler.next(0, 0)
         assert encode is not None
-        scheduler.finished(0, encode)
+        scheduler.finished(0, encode, 0)
         if chunk == 0:
             first = scheduler.next(1, 0)
             assert first is not None
-            scheduler.finished(1, first)
+            scheduler.finished(1, first, 0)
     both = scheduler.next(1, 0)
     assert both is not None
     assert [(j.chunk, j.step) for j in both.jobs] == [(1, 0), (0, 1)]
 
 
-def test_a_batch_keeps_the_places_that_it_will_fill() -> None:
-    """While chunk 1 is on its way to row 1, chunk 2 may not begin the step that ends there."""
-    scheduler = Scheduler(Routes((0,), (1, 2), (3,)), 2, 4)
-    scheduler.open(0, 0, 2)
+def test_a_pass_begins_only_where_it_can_land() -> None:
+    """Nobody decodes: the DiT fills the places before the decoder, then the encoder those before
+    the DiT, then one chunk waits; the session accepts no more.
+    """
+    routes = Routes((0,), (1, 2), (3,))
+    scheduler = Scheduler(routes, 1, 4)
+    scheduler.open(0, 0, Terms(1))
+    chunks = 0
+    for _ in range(50):
+        if scheduler.accepts(0):
+            scheduler.arrived(0, chunks, None, 0)
+            chunks += 1
+        for stage in (0, 1, 2):
+            if (task := scheduler.next(stage, 0)) is not None:
+                scheduler.finished(stage, task, 0)
+    assert chunks == 2 * routes.places + 1
 
-    def run(stage: int) -> Task | None:
-        task = scheduler.next(stage, 0)
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("stages", [1, 2, 4, 8])
+def test_one_session_on_n_stages_gains_n(stages: int, steps: int) -> None:
+    """Work of 8 units cut evenly over the stages, on a virtual clock, batches without gain: the
+    chain as a whole is bound by nothing but the work of a stage.
+    """
+    units = 8  # 2 encode, 4 for all denoising steps, 2 decode
+    kinds: dict[Kind, range] = {
+        "encode": range(2),
+        "denoise": range(2, 6),
+        "decode": range(6, 8),
+    }
+    per_stage = units // stages
+    work = {
+        (kind, stage): len([u for u in of if u // per_stage == stage])
+        for kind, of in kinds.items()
+        for stage in range(stages)
+    }
+    routes = Routes(*(tuple(s for s in range(stages) if work[k, s]) for k in kinds))
+    scheduler = Scheduler(routes, steps, 4)
+    scheduler.open(0, 0, Terms(steps))
+    chunks, left, now, events = 0, [], 0, [(0, 0, None)]
+    running: dict[int, Task] = {}
+    while len(left) < 200:
+        now, stage, task = heapq.heappop(events)
         if task is not None:
-            scheduler.finished(stage, task)
-        return task
-
-    for chunk in range(2):
-        scheduler.arrived(0, chunk, None)
-        assert run(0)
-        if chunk == 0:
-            assert run(1)
-            assert run(2)
-    both = run(1)
-    assert both is not None
-    assert len(both.jobs) == 2
-    scheduler.arrived(0, 2, None)
-    assert run(0)
-    assert run(1) is None
-    assert run(2) is both
-    assert run(3)
-    third = run(1)
-    assert third is not None
-    assert [(j.chunk, j.step) for j in third.jobs] == [(2, 0), (1, 1)]
+            del running[stage]
+            left += [now for _ in scheduler.finished(stage, task, now)]
+        if scheduler.accepts(0):
+            scheduler.arrived(0, chunks, None, now)
+            chunks += 1
+        for idle in set(range(stages)) - set(running):
+            if (began := scheduler.next(idle, now)) is not None:
+                running[idle] = began
+                share = steps if began.kind == "denoise" else 1
+                took = 1000 * work[began.kind, idle] * len(began.jobs) // share
+                heapq.heappush(events, (now + took, idle, began))
+    period = (left[-1] - left[50]) / (len(left) - 51)
+    assert period <= 1000 * per_stage / 0.95

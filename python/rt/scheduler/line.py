@@ -1,0 +1,114 @@
+"""The chunks of one session on their way along its stations.
+
+Station 0 = arrived, 1 + step = waits for a denoising step, `rows + 1` = waits to be decoded,
+`rows + 2` = out; a chunk of few steps skips rows. A station has a few places; chunk c uses place
+c modulo their number, so nothing queues without bound and no place is ever searched for. A pass
+reserves its landing place when it begins, which is why passes on their way can always land.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..frame import Job, Kind
+from .records import Terms
+
+ARRIVED = 0
+
+
+@dataclass(slots=True)
+class Passage:
+    """A chunk on its way. `station` is where it waits, or where its running pass began."""
+
+    chunk: int
+    steps: int
+    deadline_ns: int | None
+    order: int
+    station: int = ARRIVED
+    running: bool = False
+
+
+@dataclass(slots=True)
+class Line:
+    """One session. `passages` are in the order of its chunks."""
+
+    session: int
+    seat: int
+    terms: Terms
+    rows: int
+    places: int
+    passages: dict[int, Passage] = field(default_factory=dict)
+    held: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(Station, place) -> the chunk that occupies or has reserved it."""
+
+    def kind(self, passage: Passage) -> Kind:
+        """Of the pass that takes a chunk onwards."""
+        if passage.station == ARRIVED:
+            return "encode"
+        return "denoise" if passage.station <= self.rows else "decode"
+
+    def job(self, passage: Passage) -> Job:
+        """The pass that takes a chunk onwards, as a record."""
+        step = passage.station - 1 if passage.station <= self.rows else passage.steps
+        row = self.seat * self.rows + step
+        return Job(
+            self.session, self.seat, passage.chunk, step, passage.steps, row, passage.deadline_ns
+        )
+
+    def accepts(self) -> bool:
+        """Whether a further chunk may arrive: at most one waits."""
+        return all(station != ARRIVED for station, _ in self.held)
+
+    def arrive(self, passage: Passage) -> None:
+        """A new chunk waits to be encoded."""
+        assert self.accepts()
+        self.passages[passage.chunk] = passage
+        self.held[self._place(ARRIVED, passage)] = passage.chunk
+
+    def ready(self) -> Iterator[Passage]:
+        """Chunks whose next pass may begin, oldest first: at most one per station. Nothing
+        overtakes: a chunk of few steps waits for its elders before it may go to be decoded.
+        """
+        seen: set[int] = set()
+        elders_decode = True
+        for passage in self.passages.values():
+            target = self._target(passage)
+            if not passage.running and passage.station not in seen:
+                seen.add(passage.station)
+                landing = self._place(target, passage)
+                if landing not in self.held and (elders_decode or target <= self.rows):
+                    yield passage
+            elders_decode &= target > self.rows and (passage.running or target > self.rows + 1)
+
+    def begin(self, passage: Passage) -> None:
+        """Its pass begins: the landing place is reserved. Frames travel in the task, so a further
+        chunk may arrive.
+        """
+        passage.running = True
+        self.held[self._place(self._target(passage), passage)] = passage.chunk
+        if passage.station == ARRIVED:
+            del self.held[self._place(ARRIVED, passage)]
+
+    def leave(self, passage: Passage) -> None:
+        """The first stage of its route has read its inputs."""
+        self.held.pop(self._place(passage.station, passage), None)
+
+    def land(self, passage: Passage) -> bool:
+        """The last stage of its route is done. Returns whether the chunk has left the chain."""
+        passage.station = self._target(passage)
+        passage.running = False
+        if passage.station <= self.rows + 1:
+            return False
+        del self.held[self._place(passage.station, passage)]
+        del self.passages[passage.chunk]
+        return True
+
+    def _target(self, passage: Passage) -> int:
+        station = passage.station
+        if station <= self.rows:
+            return station + 1 if station < passage.steps else self.rows + 1
+        return station + 1
+
+    def _place(self, station: int, passage: Passage) -> tuple[int, int]:
+        return station, passage.chunk % self.places
