@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from export.build import BACKENDS, TOLERANCE, VERSION
+    from export.backends import BACKENDS
+    from export.build import TOLERANCE, VERSION
     from export.models.presets import PRESETS
 
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
@@ -164,7 +165,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from export.build import BACKENDS
+    from export.backends import BACKENDS
     from export.models.presets import PRESETS
     from export.verify import twin, verify
 

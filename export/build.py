@@ -1,7 +1,7 @@
 """Checkpoint -> `engines/<name>/`: atomic, resumable, keyed.
 
 A build goes on where an earlier one of the same key was cut, and a valid engine is never touched.
-Owns the key, the table of backends and the records of the manifest.
+Owns the key and the records of the manifest.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
+from typing import Any
 
 from export import checkpoints, random_weights, weights
-from export import onnx as graphs
+from export.backends import BACKENDS
 from export.models.dit import Dit
 from export.models.presets import ModelConfig
+from export.onnx import Stored
 from export.staging import replace, staged, write_whole
 from export.units import (
     Chain,
@@ -42,26 +44,6 @@ MOTION_SMOOTHING = 0.9
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done now, the number of steps done, and the number of all steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """How a graph becomes a plan file, and the library that decides whether the file is valid."""
-
-    suffix: str
-    library: str
-    fold_time: bool
-    plan: Callable[[graphs.Graph, Mapping[str, graphs.Stored]], bytes]
-
-
-BACKENDS = {
-    "onnxruntime": Backend(
-        ".onnx",
-        f"opset {graphs.OPSET_ONNXRUNTIME}",
-        True,  # on a CPU a 2-D convolution runs half again as fast as the 3-D one (REFERENCE 7)
-        lambda graph, stored: graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +94,8 @@ class _Build:
     options: Options
     chain: Chain
     staging: Path
-    stored: dict[tuple[str, str], dict[str, graphs.Stored]]
-    exported: dict[tuple[str, str], graphs.Graph] = field(default_factory=dict)
+    stored: dict[tuple[str, str], dict[str, Stored]]
+    exported: dict[tuple[str, str], Any] = field(default_factory=dict)
     built: int = 0
     reused: int = 0
 
@@ -176,7 +158,17 @@ def check(options: Options) -> None:
 def exporter() -> str:
     """Version and hash of the sources that decide what a plan is."""
     here = Path(__file__).parent
-    names = ("units", "onnx", "weights", "staging", "build", "checkpoints", "formats")
+    names = (
+        "units",
+        "onnx",
+        "inductor",
+        "backends",
+        "weights",
+        "staging",
+        "build",
+        "checkpoints",
+        "formats",
+    )
     sources = [here / f"{name}.py" for name in names] + sorted((here / "models").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     return f"{VERSION}+{digest.hexdigest()[:12]}"
@@ -189,6 +181,7 @@ def _key(options: Options, weights_sha256: str) -> str:
         "schema": records.SCHEMA,
         "exporter": exporter(),
         "library": BACKENDS[options.backend].library,
+        "gpu_architecture": BACKENDS[options.backend].gpu_architecture,
         "weights": weights_sha256,
         "window": options.frames,
         "sinks": options.pinned,
@@ -295,13 +288,12 @@ def _write_plan(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> P
         state.reused += 1
     else:
         state.built += 1
-        graph = _graph(state, unit, phase, spec)
-        plan = backend.plan(graph, state.stored[unit.name, phase])
+        plan = backend.plan(_graph(state, unit, phase, spec), state.stored[unit.name, phase])
         write_whole(path, [plan])
     return Plan(
         file=path.name,
         sha256=records.sha256_of(path),
-        graph_sha256=graphs.graph_sha256(path.read_bytes()),
+        graph_sha256=backend.graph_sha256(path),
         inputs=spec.inputs,
         outputs=spec.outputs,
         state=spec.state,
@@ -311,30 +303,24 @@ def _write_plan(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> P
     )
 
 
-def _graph(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> graphs.Graph:
+def _graph(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Any:
     """The graph of a unit, exported once for all units that share it."""
     place = unit.graph, phase
     if place not in state.exported:
         # Phase `first` starts from caches of zeros, and need not look at them.
         may_ignore = {s.input for s in spec.state} if phase == "first" else set()
-        state.exported[place] = graphs.export_graph(
-            spec.module,
-            spec.arguments(),
-            spec.input_names,
-            spec.output_names,
-            batched=spec.batched,
-            may_ignore=may_ignore,
-        )
+        state.exported[place] = BACKENDS[state.options.backend].export(spec, may_ignore)
     return state.exported[place]
 
 
 def _check_weights_used(state: _Build, units: Mapping[str, Mapping[str, Plan]]) -> None:
     """A weight that no phase of a unit reads is a fault of the unit."""
+    weights_of = BACKENDS[state.options.backend].weights_of
     for unit in state.chain.units:
         used: set[str] = set()
         expected: set[str] = set()
         for phase, plan in units[unit.name].items():
-            used |= set(graphs.weights_of((state.staging / plan.file).read_bytes()))
+            used |= set(weights_of(state.staging / plan.file))
             expected |= set(state.stored[unit.name, phase])
         if used != expected:
             raise Error(f"unit {unit.name}: no graph reads the weights {sorted(expected - used)}")
@@ -362,7 +348,7 @@ def _manifest(
         exporter=exporter(),
         backend=options.backend,
         library=BACKENDS[options.backend].library,
-        gpu_architecture=None,
+        gpu_architecture=BACKENDS[options.backend].gpu_architecture,
         precision=options.precision,
         weights_sha256=weights_sha256,
         key=key,

@@ -1,12 +1,13 @@
-"""Plans against their PyTorch units, on seeded random inputs, through ONNX Runtime.
+"""Plans against their PyTorch units, on seeded random inputs, through the backend that runs them.
 
 Owns what a plausible input is and what counts as a difference; builds and mends nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from export import weights
+from export.backends import BACKENDS
 from export.models.presets import ModelConfig
-from export.onnx import weights_of
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
+from rt import backends
+from rt.backends.base import Engine
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
 
@@ -48,11 +51,11 @@ def verify(manifest: Manifest, directory: Path, units: tuple[UnitSpec, ...]) -> 
     for unit in (*manifest.prompt, *manifest.chain):
         for phase, plan in unit.plans.items():
             spec = specs[unit.name].phases[phase]
-            engine = session(directory / plan.file)
+            execute = executor(manifest, directory, plan)
             for rows in (1, 2) if spec.batched else (1,):
                 feeds = random_inputs(manifest, plan, rows, unit.name)
                 expected = run_module(spec, feeds)
-                got = run(engine, feeds)
+                got = execute(feeds)
                 # np.max keeps a NaN, which passes no tolerance; max() may lose it.
                 worst = float(np.max([difference(got[n], expected[n]) for n in expected]))
                 found.append(Difference(unit.name, phase, rows, worst, plan.tolerance))
@@ -86,9 +89,10 @@ def _parts_and_chain(
     parts = parts_of(config, geometry.height, geometry.width, text=text, fold_time=fold_time)
     chain = wan_chain(config, parts, geometry.height, geometry.width, manifest.window.frames)
     plans = {unit.name: unit.plans for unit in (*manifest.prompt, *manifest.chain)}
+    weights_of = BACKENDS[manifest.backend].weights_of
     for unit in chain.units:
         for phase, spec in unit.phases.items():
-            stored = weights_of((directory / plans[unit.name][phase].file).read_bytes())
+            stored = weights_of(directory / plans[unit.name][phase].file)
             tensors = {name: weights.read(directory, where) for name, where in stored.items()}
             # phase `first` may have less; strict for the rest
             whole = spec.module.state_dict() | tensors if phase == "first" else tensors
@@ -100,13 +104,35 @@ def smoke(manifest: Manifest, directory: Path) -> None:
     """Run every plan once. Raises Error where a result is not finite, or an output is constant."""
     for unit in (*manifest.prompt, *manifest.chain):
         for phase, plan in unit.plans.items():
-            got = run(session(directory / plan.file), random_inputs(manifest, plan, 1, unit.name))
+            execute = executor(manifest, directory, plan)
+            got = execute(random_inputs(manifest, plan, 1, unit.name))
             for name, array in got.items():
                 if not np.isfinite(array).all():
                     raise Error(f"unit {unit.name} {phase}: output {name} is not finite")
             for binding in plan.outputs:
                 if np.ptp(got[binding.name]) == 0:
                     raise Error(f"unit {unit.name} {phase}: output {binding.name} is constant")
+
+
+def executor(manifest: Manifest, directory: Path, plan: Plan) -> Callable[[Arrays], Arrays]:
+    """A plan as a function of its inputs and states, on the machine's own backend."""
+    if manifest.backend == "onnxruntime":
+        engine = session(directory / plan.file)
+        return lambda feeds: run(engine, feeds)
+    loaded = backends.create(manifest.backend, threads=2).load(directory, plan)
+    return functools.partial(run_bound, loaded, plan)
+
+
+def run_bound(engine: Engine, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
+    """Bind copies of `feeds` and fresh outputs, run once, give outputs and next states by name."""
+    rows = next(iter(feeds.values())).shape[0]
+    arrays = {name: array.copy() for name, array in feeds.items()}
+    results: Arrays = {b.name: np.zeros(concrete(b.shape, rows), b.dtype) for b in plan.outputs}
+    for s in plan.state:
+        fresh = np.zeros(concrete(s.shape, rows), s.dtype)
+        results[s.output] = arrays[s.input] if s.mode == "alias" else fresh
+    engine.bind(arrays | results)()
+    return results
 
 
 def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:

@@ -27,7 +27,10 @@ def ring_write(ring: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
         inputs = (ring, update, write_index)
         return torch.onnx.ops.symbolic(RING_WRITE, inputs, dtype=ring.dtype, shape=ring.shape)
     tokens = write_index[:, None] + torch.arange(update.shape[2], device=ring.device)  # [B, S]
-    return ring.scatter(2, tokens[:, None, :, None].expand_as(update), update)
+    rows = torch.arange(ring.shape[0], device=ring.device)[:, None]
+    # index_put is what inductor turns into a write in place; it would copy the ring for a scatter.
+    written: Tensor = torch.ops.aten.index_put(ring, [rows, None, tokens], update.transpose(1, 2))
+    return written
 
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

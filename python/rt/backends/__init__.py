@@ -7,7 +7,11 @@ import importlib
 from ..errors import ConfigError
 from .base import Backend
 
-_MODULES = {"onnxruntime": ("onnxruntime", "OnnxRuntimeBackend")}
+_MODULES = {
+    "onnxruntime": ("onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
+    "inductor": ("inductor", "InductorBackend", "torch"),
+}
+"""Name -> module, class, and the package to install."""
 
 
 def create(name: str, threads: int) -> Backend:
@@ -16,10 +20,10 @@ def create(name: str, threads: int) -> Backend:
     """
     if name not in _MODULES:
         raise ConfigError(f"backend: got {name!r}, expected one of {sorted(_MODULES)}")
-    module, attribute = _MODULES[name]
+    module, attribute, package = _MODULES[name]
     try:
         loaded = importlib.import_module(f"{__name__}.{module}")
     except ImportError as error:
-        raise ConfigError(f"backend {name}: {error}; install it: pip install {name}") from error
+        raise ConfigError(f"backend {name}: {error}; install it: pip install {package}") from error
     backend: Backend = getattr(loaded, attribute)(threads)
     return backend

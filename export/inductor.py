@@ -1,0 +1,193 @@
+"""Unit -> AOTInductor package: one compile per graph and phase, weights as arguments.
+
+A unit's outputs and states are arguments too, written in place, so that a package runs over fixed
+addresses and a ring is never copied. Owns the card that says how to call a package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from export.onnx import Stored
+from export.units import EXAMPLE_ROWS, PhaseSpec, concrete
+from rt.backends.inductor import CARD, Card, architecture, host, library_version, read_card
+from rt.errors import Error
+from rt.manifest import Binding, StateBinding
+
+SUFFIX = ".pt2"
+ROWS = 64
+"""Most rows that a batched package takes."""
+_OPTIONS: Mapping[str, object] = {"cpp.dynamic_threads": True}
+"""The processor's loops run on as many threads as the runtime says, not as the compiler had."""
+_USER_INPUT = torch.export.graph_signature.InputKind.USER_INPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A compiled graph, its card still without the places of weights, and the weights it reads."""
+
+    data: bytes
+    card: Card
+    weights: tuple[str, ...]
+
+
+def library() -> str:
+    """What a package depends on: torch, and the processor or GPU that it is compiled for."""
+    return f"{library_version()}, {target()}"
+
+
+def gpu_architecture() -> str | None:
+    """The GPU that packages are compiled for; None where there is none."""
+    return architecture() if torch.cuda.is_available() else None
+
+
+def target() -> str:
+    """The GPU that is here, otherwise the processor."""
+    return gpu_architecture() or host()
+
+
+def compile_package(
+    spec: PhaseSpec,
+    *,
+    may_ignore: Collection[str] = (),
+    options: Mapping[str, object] | None = None,
+) -> Package:
+    """`spec` compiled for this machine. `options` are inductor's own, beside ours.
+
+    Raises Error for an input that the graph does not use, unless it is in `may_ignore`.
+    """
+    unit = _InPlace(spec, tuple(spec.module.state_dict()))
+    program = unit.export()
+    unused, weights = unit.unused(program)
+    if lost := unused - set(may_ignore):
+        raise Error(f"unused input {min(lost)!r} in an exported graph; remove it from the unit")
+    if weights:  # another phase reads them
+        unit = _InPlace(spec, tuple(name for name in unit.weights if name not in weights))
+        program = unit.export()
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        path = Path(folder) / "unit.pt2"
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs={**_OPTIONS, **(options or {})}
+        )
+        data = path.read_bytes()
+    card = Card(
+        graph=hashlib.sha256(data).hexdigest(),
+        torch=torch.__version__,
+        device=target(),
+        precision="float32",
+        arguments=tuple((name, v.dtype, v.shape) for name, v in unit.bindings.items()),
+        aliases=unit.aliases,
+        weights={},
+    )
+    return Package(data, card, unit.weights)
+
+
+def plan(package: Package, stored: Mapping[str, Stored]) -> bytes:
+    """The plan of one unit: the package with a card that says where its weights lie."""
+    fields = asdict(package.card)
+    fields["weights"] = {
+        n: (w.file, w.offset, w.length, w.dtype, w.shape)
+        for n in package.weights
+        for w in (stored[n],)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "unit.pt2"
+        path.write_bytes(package.data)
+        with zipfile.ZipFile(path, "a") as archive:
+            root = archive.namelist()[0].split("/", 1)[0]
+            entry = zipfile.ZipInfo(f"{root}/extra/{CARD}")  # without the time: bytes repeat
+            archive.writestr(entry, json.dumps(fields))
+        return path.read_bytes()
+
+
+def weights_of(path: Path) -> dict[str, Stored]:
+    """The weights of a plan by the name that the module gives them."""
+    return {name: Stored(*where) for name, where in read_card(path).weights.items()}
+
+
+def graph_sha256(path: Path) -> str:
+    """Hash of the package without its card: equal for all units that are one graph."""
+    return read_card(path).graph
+
+
+class _InPlace(nn.Module):
+    """A unit that is told where to write: `forward(*inputs and states, *outputs, *weights)`.
+
+    The unit's own tensors are hidden from the exporter, so that no weight gets into the package;
+    its tables, which are no weights, do.
+    """
+
+    def __init__(self, spec: PhaseSpec, weights: tuple[str, ...]) -> None:
+        super().__init__()
+        self._spec = (spec,)  # in a tuple, so that the unit is no submodule
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.weights = weights
+        self.aliases = {s.output: s.input for s in spec.state if s.mode == "alias"}
+        inputs = {b.name: b for b in spec.inputs} | {s.input: s for s in spec.state}
+        outputs = {b.name: b for b in spec.outputs} | {
+            s.output: s for s in spec.state if s.mode != "alias"
+        }
+        self.bindings: dict[str, Binding | StateBinding] = inputs | outputs
+        own = spec.module.state_dict()
+        self._held = [own[name].detach().to(self._device) for name in weights]
+        self._tables = {
+            name: tensor.to(self._device)
+            for name, tensor in spec.module.named_buffers()
+            if name not in own
+        }
+
+    def forward(self, *arguments: Tensor) -> None:
+        (spec,) = self._spec
+        bound = len(self.bindings)
+        given = dict(zip(self.bindings, arguments[:bound], strict=True))
+        weights = dict(zip(self.weights, arguments[bound:], strict=True))
+        inputs = tuple(given[name] for name in spec.input_names)
+        results = functional_call(spec.module, {**weights, **self._tables}, inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        for name, result in zip(spec.output_names, results, strict=True):
+            given[self.aliases.get(name, name)].copy_(result)
+
+    def export(self) -> torch.export.ExportedProgram:
+        """The traced program; the leading dimension of every binding is free where it is B."""
+        (spec,) = self._spec
+        bound = [
+            torch.zeros(concrete(v.shape, EXAMPLE_ROWS), dtype=getattr(torch, v.dtype))
+            for v in self.bindings.values()
+        ]
+        arguments = (*(tensor.to(self._device) for tensor in bound), *self._held)
+        rows = {0: torch.export.Dim("B", min=1, max=ROWS)} if spec.batched else {}
+        dynamic = (tuple(rows if i < len(bound) else {} for i in range(len(arguments))),)
+        with torch.no_grad(), _quiet():
+            return torch.export.export(self, arguments, dynamic_shapes=dynamic, strict=False)
+
+    def unused(self, program: torch.export.ExportedProgram) -> tuple[set[str], set[str]]:
+        """The bindings, and the weights, that no node of the program reads or writes."""
+        holders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        kinds = [spec.kind for spec in program.graph_signature.input_specs]
+        users = [n for n, kind in zip(holders, kinds, strict=True) if kind is _USER_INPUT]
+        idle = [not node.users for node in users]
+        bound = len(self.bindings)
+        return (
+            {name for name, unused in zip(self.bindings, idle[:bound], strict=True) if unused},
+            {name for name, unused in zip(self.weights, idle[bound:], strict=True) if unused},
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the compiler says about itself; its errors still raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

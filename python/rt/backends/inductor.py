@@ -1,0 +1,209 @@
+"""Engines by AOTInductor: packages that torch compiled, on the processor or on a GPU. The only
+importer of torch.
+
+A package takes its weights as arguments, so that all units of one graph share one loaded library;
+a device holds every weight once. What a package writes, it writes into the arrays that it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import EngineMismatch
+from ..frame import Array
+from ..manifest import Plan
+from .base import Engine, Launch
+
+CARD = "plan.json"
+"""The entry of a package, below its own folder `extra`, that says how to call it."""
+
+Loader = Any  # torch._C._aoti.AOTIModelPackageLoader
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """How to call a package: its arguments in order, then the weights.
+
+    `arguments` are (binding, dtype, shape), `aliases` the outputs that are an input, by name.
+    `weights` are (file, offset, length, dtype stored, shape); all enter as `precision`.
+    """
+
+    graph: str
+    torch: str
+    device: str
+    precision: str
+    arguments: tuple[tuple[str, str, tuple[int | str, ...]], ...]
+    aliases: Mapping[str, str]
+    weights: Mapping[str, tuple[str, int, int, str, tuple[int, ...]]]
+
+
+def read_card(package: Path) -> Card:
+    """The card of a package. Raises EngineMismatch for a file that has none."""
+    try:
+        with zipfile.ZipFile(package) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(f"/extra/{CARD}"))
+            fields = json.loads(archive.read(name))
+        arguments = tuple((n, dtype, tuple(shape)) for n, dtype, shape in fields.pop("arguments"))
+        weights = {n: (*w[:4], tuple(w[4])) for n, w in fields.pop("weights").items()}
+        return Card(arguments=arguments, weights=weights, **fields)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise EngineMismatch(f"{package} is no package of this exporter: {error}") from None
+
+
+def host() -> str:
+    """What a package for the processor is compiled for: its widest vectors."""
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def architecture(index: int = 0) -> str:
+    """What a package for a GPU is compiled for, e.g. sm_90."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+def library_version() -> str:
+    """Version of the library that would run the engines."""
+    return f"torch {torch.__version__}"
+
+
+class InductorEngine:
+    """A loaded package with the weights of one unit."""
+
+    def __init__(self, loader: Loader, card: Card, weights: Sequence[Tensor], file: str) -> None:
+        self._loader = loader
+        self._card = card
+        self._weights = tuple(weights)
+        self._file = file
+
+    def bind(self, arrays: Mapping[str, Array]) -> Launch:
+        card = self._card
+        declared = {name for name, _, _ in card.arguments} | set(card.aliases)
+        if differing := declared ^ set(arrays):
+            raise EngineMismatch(
+                f"{self._file}: bindings {sorted(differing)} differ from the manifest"
+            )
+        tensors = {name: _tensor(array) for name, array in arrays.items()}
+        for name, dtype, shape in card.arguments:
+            tensor = tensors[name]
+            assert tensor.is_contiguous(), name
+            if str(tensor.dtype) != f"torch.{dtype}" or not _fits(tensor.shape, shape):
+                raise EngineMismatch(
+                    f"{self._file}: {name} is {dtype} {list(shape)}, the manifest needs "
+                    f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+                )
+        for output, given in card.aliases.items():
+            assert tensors[output].data_ptr() == tensors[given].data_ptr(), output
+        inputs = [*(tensors[name] for name, _, _ in card.arguments), *self._weights]
+        launch = functools.partial(_run, self._loader, inputs, tuple(arrays.values()))
+        return launch if inputs[0].device.type == "cpu" else capture([launch])
+
+
+class InductorBackend:
+    """Loads packages for one share of the processor, or for the GPU that they were compiled for."""
+
+    name = "inductor"
+
+    def __init__(self, threads: int, index: int = 0) -> None:
+        self._threads = threads
+        self._index = index
+        self._loaders: dict[str, Loader] = {}
+        self._weights: dict[tuple[str, int, str], Tensor] = {}
+
+    def load(self, directory: Path, plan: Plan) -> Engine:
+        path = directory / plan.file
+        card = read_card(path)
+        _check(path, card)
+        on_gpu = card.device.startswith("sm_")
+        if not on_gpu:
+            torch.set_num_threads(self._threads)  # of the processor's loops, for this thread
+        if card.graph not in self._loaders:
+            from torch._C._aoti import AOTIModelPackageLoader
+
+            try:
+                self._loaders[card.graph] = AOTIModelPackageLoader(
+                    str(path), "model", True, 1, self._index if on_gpu else -1
+                )
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise EngineMismatch(
+                    f"{path}: torch {torch.__version__} refuses it: {reason}"
+                ) from error
+        device = f"cuda:{self._index}" if on_gpu else "cpu"
+        weights = [self._weight(directory, name, card, device) for name in card.weights]
+        return InductorEngine(self._loaders[card.graph], card, weights, plan.file)
+
+    def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
+        """One weight, read once for all units and phases that share it."""
+        file, offset, length, stored, shape = card.weights[name]
+        key = (file, offset, card.precision)
+        if key not in self._weights:
+            path = directory / file
+            size = path.stat().st_size
+            if offset + length > size:
+                raise EngineMismatch(f"{path} has {size} bytes, a plan needs {offset + length}")
+            data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            values = data[offset : offset + length].view(getattr(torch, stored)).reshape(shape)
+            self._weights[key] = values.to(device, getattr(torch, card.precision))
+        return self._weights[key]
+
+
+def capture(launches: Sequence[Launch]) -> Launch:
+    """Launches on a GPU -> one launch that replays them all as a CUDA graph.
+
+    Runs them once before: what they write is written at load already.
+    """
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for launch in launches:
+            launch()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for launch in launches:
+            launch()
+    return functools.partial(_replay, graph, tuple(launches))
+
+
+def _replay(graph: torch.cuda.CUDAGraph, _alive: tuple[Launch, ...]) -> None:
+    graph.replay()
+
+
+def _run(loader: Loader, inputs: list[Tensor], _alive: tuple[Array, ...]) -> None:
+    loader.run(inputs)
+
+
+def _check(path: Path, card: Card) -> None:
+    """Refuse a package of another torch or another processor: it may crash instead of failing."""
+    if card.torch != torch.__version__:
+        raise EngineMismatch(f"{path} is for torch {card.torch}, here is {torch.__version__}")
+    if not card.device.startswith("sm_"):
+        here = host()
+    elif torch.cuda.is_available():
+        here = architecture()
+    else:
+        here = "no GPU"
+    if card.device != here:
+        raise EngineMismatch(f"{path} is compiled for {card.device}, here is {here}")
+
+
+def _tensor(array: Array) -> Tensor:
+    """The same memory as a tensor."""
+    if hasattr(array, "__cuda_array_interface__"):
+        return torch.as_tensor(array, device="cuda")
+    return torch.from_numpy(array)
+
+
+def _fits(shape: Sequence[int], declared: Sequence[int | str]) -> bool:
+    return len(shape) == len(declared) and all(
+        d == "B" or d == n for n, d in zip(shape, declared, strict=True)
+    )

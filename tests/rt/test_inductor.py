@@ -1,0 +1,204 @@
+"""Packages of AOTInductor against ONNX Runtime: units, and a stream whose blocks they run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from micro_engine import MICRO
+
+from export import inductor, verify
+from export.onnx import weights_of
+from export.verify import run, run_bound, session
+from rt import Pipeline, backends, manifest
+from rt.backends.base import Engine
+from rt.backends.inductor import CARD, InductorBackend, read_card
+from rt.backends.onnxruntime import OnnxRuntimeBackend
+from rt.errors import EngineMismatch
+from rt.manifest import Manifest, Plan
+
+COMPILED = (("block_0", "step"), ("decode_1", "first"))
+"""A graph with rings and free rows, and one with caches."""
+QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+
+
+@dataclass(frozen=True)
+class Packages:
+    """An engine of ONNX plans, and beside it a folder with packages for some of them."""
+
+    made: Manifest
+    engine: Path
+    folder: Path
+    plans: Mapping[str, Plan]
+    """By the file of the ONNX plan that each stands for."""
+
+    def old(self, unit: str, phase: str) -> Plan:
+        return next(u for u in self.made.chain if u.name == unit).plans[phase]
+
+    def new(self, unit: str, phase: str) -> Plan:
+        return self.plans[self.old(unit, phase).file]
+
+
+@pytest.fixture(scope="module")
+def packages(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    made = manifest.read(tiny_engine)
+    folder = tmp_path_factory.mktemp("packages")
+    shutil.copy(tiny_engine / "weights.safetensors", folder)
+    chain = verify.twin(made, tiny_engine, MICRO, True)
+    specs = {unit.name: unit for unit in chain.units}
+    old = {unit.name: unit.plans for unit in made.chain}
+    plans: dict[str, Plan] = {}
+    for name, phase in COMPILED:
+        spec = specs[name].phases[phase]
+        may_ignore = {s.input for s in spec.state} if phase == "first" else set()
+        package = inductor.compile_package(spec, may_ignore=may_ignore, options=QUICK)
+        for unit in (u for u in chain.units if u.graph == specs[name].graph):
+            plan = old[unit.name][phase]
+            path = folder / f"{unit.name}.{phase}.pt2"
+            stored = weights_of((tiny_engine / plan.file).read_bytes())
+            path.write_bytes(inductor.plan(package, stored))
+            plans[plan.file] = replace(plan, file=path.name, graph_sha256=package.card.graph)
+    return Packages(made, tiny_engine, folder, plans)
+
+
+@pytest.mark.parametrize(
+    "name, phase, rows", [*((*c, 1) for c in COMPILED), ("block_0", "step", 3)]
+)
+def test_a_package_equals_onnxruntime(packages: Packages, name: str, phase: str, rows: int) -> None:
+    old, plan = packages.old(name, phase), packages.new(name, phase)
+    feeds = verify.random_inputs(packages.made, plan, rows, name)
+    got = run_bound(InductorBackend(1).load(packages.folder, plan), plan, feeds)
+    expected = run(session(packages.engine / old.file), feeds)
+    assert set(got) == set(expected)
+    for output, array in expected.items():
+        assert verify.difference(got[output], array) <= plan.tolerance, output
+
+
+def test_blocks_share_one_library_and_read_their_own_weights(packages: Packages) -> None:
+    backend = InductorBackend(1)
+    plans = [packages.new(f"block_{i}", "step") for i in (0, 1)]
+    one, two = (backend.load(packages.folder, plan) for plan in plans)
+    assert len(backend._loaders) == 1
+    feeds = verify.random_inputs(packages.made, plans[0], 1, "x")
+    first, second = (run_bound(e, plans[0], feeds)["x_next"] for e in (one, two))
+    assert np.abs(first - second).max() > 1e-2
+
+
+def test_no_weight_is_in_a_package(packages: Packages) -> None:
+    weights = (packages.folder / "weights.safetensors").read_bytes()
+    plan = packages.new("block_0", "step")
+    with zipfile.ZipFile(packages.folder / plan.file) as archive:
+        inside = b"".join(archive.read(name) for name in archive.namelist())
+    for file, offset, length, *_ in read_card(packages.folder / plan.file).weights.values():
+        sample = weights[offset : offset + min(length, 64)]
+        assert file == "weights.safetensors"
+        assert len(set(sample)) < 8 or sample not in inside
+
+
+class Mixed:
+    """ONNX Runtime for the plans that no package was compiled of."""
+
+    name = "mixed"
+
+    def __init__(self, threads: int, packages: Packages) -> None:
+        self._others = OnnxRuntimeBackend(threads)
+        self._inductor = InductorBackend(threads)
+        self._packages = packages
+
+    def load(self, directory: Path, plan: Plan) -> Engine:
+        if (package := self._packages.plans.get(plan.file)) is not None:
+            return self._inductor.load(self._packages.folder, package)
+        return self._others.load(directory, plan)
+
+
+def test_a_stream_through_packages_equals_the_stream_of_onnxruntime(
+    packages: Packages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine chunks: the ring fills, turns over, and two rows run as one batch."""
+    rng = np.random.default_rng(3)
+    frames = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(33)]
+
+    def stream() -> np.ndarray[Any, Any]:
+        with (
+            Pipeline.load(packages.engine, devices="cpu", steps=2) as pipeline,
+            pipeline.session(prompt="ink", steps=2, seed=5) as session,
+        ):
+            return np.stack([frame.rgb for frame in session.stream(frames)])
+
+    expected = stream()
+    monkeypatch.setattr(backends, "create", lambda _name, threads: Mixed(threads, packages))
+    got = stream()
+    assert len(got) == len(frames)
+    # both round to whole levels: a difference of 1e-4 can tip one level
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+    assert (got != expected).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    "field, value, says",
+    [
+        ("torch", "1.0", "is for torch 1.0, here is"),
+        ("device", "sm_10", "is compiled for sm_10, here is"),
+        ("graph", None, "no package of this exporter"),
+    ],
+)
+def test_a_package_for_something_else_is_refused(
+    packages: Packages, tmp_path: Path, field: str, value: str | None, says: str
+) -> None:
+    """Before its library is opened, which may crash instead of failing."""
+    plan = packages.new("block_0", "step")
+    source, target = packages.folder / plan.file, tmp_path / plan.file
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        (name,) = (n for n in old.namelist() if n.endswith(CARD))
+        fields = json.loads(old.read(name))
+        fields[field] = value
+        if value is None:
+            del fields[field]
+        new.writestr(name, json.dumps(fields))
+    with pytest.raises(EngineMismatch, match=says):
+        InductorBackend(1).load(tmp_path, plan)
+
+
+def test_bindings_that_do_not_fit_are_refused(packages: Packages) -> None:
+    plan = packages.new("block_0", "step")
+    engine = InductorBackend(1).load(packages.folder, plan)
+    feeds = verify.random_inputs(packages.made, plan, 1, "x")
+    with pytest.raises(EngineMismatch, match=r"mask is float32 \['B', 1, 1, 96\]"):
+        run_bound(engine, plan, feeds | {"mask": np.zeros((1, 1, 1, 95), np.float32)})
+    with pytest.raises(EngineMismatch, match=r"bindings \['strange'\]"):
+        run_bound(engine, plan, feeds | {"strange": feeds["mask"]})
+
+
+@pytest.mark.gpu
+def test_a_captured_package_equals_pytorch_on_the_gpu(
+    cuda: Any, tiny_engine: Path, tmp_path: Path
+) -> None:
+    """Compiled for the GPU, captured as a CUDA graph, replayed over changed inputs."""
+    made = manifest.read(tiny_engine)
+    chain = verify.twin(made, tiny_engine, MICRO, True)
+    spec = next(u for u in chain.units if u.name == "block_0").phases["step"]
+    old = next(u for u in made.chain if u.name == "block_0").plans["step"]
+    package = inductor.compile_package(spec)
+    shutil.copytree(tiny_engine, tmp_path, dirs_exist_ok=True)
+    stored = weights_of((tiny_engine / old.file).read_bytes())
+    (tmp_path / "block.pt2").write_bytes(inductor.plan(package, stored))
+    engine = InductorBackend(1).load(tmp_path, replace(old, file="block.pt2"))
+    feeds = verify.random_inputs(made, old, 2, "gpu")
+    arrays = {name: cuda.zeros(a.shape, a.dtype) for name, a in feeds.items()}
+    arrays["x_next"] = cuda.full_like(arrays["x"], np.nan)
+    arrays |= {"k_ring_next": arrays["k_ring"], "v_ring_next": arrays["v_ring"]}
+    launch = engine.bind(arrays)
+    for name, array in feeds.items():
+        arrays[name].set(array)
+    launch()
+    torch.cuda.synchronize()
+    for name, expected in verify.run_module(spec, feeds).items():
+        assert verify.difference(cuda.asnumpy(arrays[name]), expected) <= 5e-3, name
