@@ -22,7 +22,7 @@ FLOORS = [
     ["manifest", "backends"],
     ["devices", "seats"],
     ["cost", "costfile", "placement", "scheduler"],
-    ["lane", "stage", "prompt", "session", "pipeline", "simulate"],
+    ["lane", "stage", "prompt", "session", "pipeline", "simulate", "gated"],
     ["media", "plot", "options", "calibrate", "plan", "stream", "serve", "__init__"],
 ]
 HEIGHT = {

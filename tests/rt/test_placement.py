@@ -12,43 +12,16 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+from drawn_costs import chains
 from hypothesis import given, settings
 
 from rt import costfile, manifest
-from rt.cost import PASS_OF, SCHEMA, ChainKind, Costs, Handover, Timing, UnitCost, timetable
+from rt.cost import PASS_OF, Costs, timetable
 from rt.devices import Device
 from rt.errors import ConfigError
 from rt.placement import place
 
 TINY = Path(__file__).parents[2] / "engines" / "tiny"
-KINDS: list[list[ChainKind]] = [
-    ["encode"] * e + ["dit_in"] + ["block"] * b + ["dit_out"] + ["decode"] * d
-    for e, b, d in [(1, 1, 1), (2, 3, 1), (1, 2, 3), (2, 2, 2)]
-]
-
-
-@st.composite
-def chains(draw: st.DrawFn) -> list[Costs]:
-    """The same chain on one to four devices of their own speed per unit, memory and hand-over."""
-    kinds = draw(st.sampled_from(KINDS))
-    size = st.integers(0, 50)
-    bytes_ = [(draw(size), draw(size), draw(size)) for _ in kinds]
-    devices = []
-    for _ in range(draw(st.integers(1, 4))):
-        units = tuple(
-            UnitCost(
-                f"u{i}",
-                kind,
-                tuple(Timing(b, t := draw(st.integers(1, 60)) * b**0.5, t) for b in (1, 2)),
-                *bytes_[i],
-            )
-            for i, kind in enumerate(kinds)
-        )
-        handover = Handover(draw(st.sampled_from([0.0, 0.5])), draw(st.sampled_from([1e-6, 1.0])))
-        room = draw(st.none() | st.integers(50, 500))
-        about = (SCHEMA, "modelled", "drawn", "a device", "", "none", 4, 4, room)
-        devices.append(Costs(*about, handover, (1.0,), units))
-    return devices
 
 
 def loads(costs: list[Costs], ranges: list[range], steps: int, seats: int) -> list[float]:
@@ -81,10 +54,6 @@ def cuts(units: int, devices: int) -> Iterator[list[range]]:
 @given(chains(), st.integers(1, 5), st.integers(1, 2))
 def test_equals_brute_force(costs: list[Costs], steps: int, seats: int) -> None:
     units = len(costs[0].units)
-    if len(costs) > units:
-        with pytest.raises(ConfigError, match="use at most"):
-            place(costs, steps, seats)
-        return
     every = [loads(costs, r, steps, seats) for r in cuts(units, len(costs))]
     best = min(max(busy) for busy in every)
     if math.isinf(best):
@@ -98,6 +67,12 @@ def test_equals_brute_force(costs: list[Costs], steps: int, seats: int) -> None:
     assert found.slowest_ms == pytest.approx(best)
     evenest = min(sum(x * x for x in busy) for busy in every if max(busy) <= best * (1 + 1e-12))
     assert sum(x * x for x in found.busy_ms) == pytest.approx(evenest)
+
+
+def test_more_devices_than_units_are_refused() -> None:
+    costs = costfile.modelled(manifest.read(TINY), Device("cpu", 0, 1))
+    with pytest.raises(ConfigError, match="got 16, but this model has 15 units; use at most 15"):
+        place([costs] * 16, steps=1)
 
 
 def test_memory_moves_the_cut_and_weights_lie_only_where_they_run() -> None:

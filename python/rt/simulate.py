@@ -1,0 +1,266 @@
+"""The production scheduler on a virtual clock: sources, stages and passes as events, nothing else.
+
+Deterministic for a seed. Service times are a stage's measured median for the batch, times a draw
+from the measured spread; the copy to the next device is part of a pass, as in production. It cannot
+show what is not in the costs: contention of copies with kernels, clocks that fall, a busy host.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .cost import Costs, Timetable, timetable
+from .frame import Job, Kind
+from .placement import Placement
+from .scheduler import Routes, Scheduler, Task, Terms
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What runs: the stages' costs, the spread of a pass around its median, and the rings."""
+
+    table: Timetable
+    spread: tuple[float, ...]
+    rows_per_seat: int
+    max_batch: int
+    frames_per_chunk: int
+
+    @classmethod
+    def of(cls, costs: Sequence[Costs], placement: Placement, rows_per_seat: int) -> Machine:
+        """Devices with these costs, cut like this."""
+        first = costs[0]
+        return cls(
+            timetable(list(zip(costs, placement.ranges, strict=True))),
+            first.spread,
+            rows_per_seat,
+            first.max_batch,
+            first.frames_per_chunk,
+        )
+
+    @property
+    def stages(self) -> int:
+        return 1 + max(stage for stage, _ in self.table)
+
+    @property
+    def routes(self) -> Routes:
+        """The stages that each kind of pass visits."""
+
+        def route(kind: Kind) -> tuple[int, ...]:
+            return tuple(sorted(stage for stage, k in self.table if k == kind))
+
+        return Routes(route("encode"), route("denoise"), route("decode"))
+
+    def ratio(self, share: float) -> float:
+        """The quantile of the spread, linear between its points; `share` in [0, 1)."""
+        place = share * (len(self.spread) - 1)
+        below = int(place)
+        above = min(below + 1, len(self.spread) - 1)
+        return self.spread[below] + (place - below) * (self.spread[above] - self.spread[below])
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One video that is offered: `frames` pictures at `fps`, each up to `jitter_ms` late."""
+
+    fps: float
+    frames: int
+    terms: Terms
+    begin_s: float = 0.0
+    jitter_ms: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Passed:
+    """A chunk: when its frames were captured, and when it left the chain (None: it did not)."""
+
+    session: int
+    chunk: int
+    captured_ns: tuple[int, ...]
+    done_ns: int | None = None
+    steps: int = 0
+
+    @property
+    def ready_ns(self) -> int:
+        """When its last frame was there."""
+        return self.captured_ns[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What happened, from 0 to `end_ns`, when nothing was left to do."""
+
+    chunks: tuple[tuple[Passed, ...], ...]
+    """Per session, in order."""
+    busy_ns: Mapping[tuple[int, Kind], int]
+    passes: Mapping[tuple[int, Kind, int], int]
+    """(Stage, kind, jobs in the batch) -> how many."""
+    waiting_ns: int
+    """Integral over time of the chunks that are ready and have not left."""
+    end_ns: int
+
+    def done(self) -> list[Passed]:
+        """Chunks that left, in the order in which they did."""
+        left = (c for session in self.chunks for c in session if c.done_ns is not None)
+        return sorted(left, key=lambda c: c.done_ns or 0)
+
+    def utilisation(self, stage: int) -> float:
+        """Share of the time that a stage worked."""
+        return sum(ns for (s, _), ns in self.busy_ns.items() if s == stage) / self.end_ns
+
+
+class Policy(Protocol):
+    """What decides: the production scheduler, or a baseline to compare it with."""
+
+    def open(self, session: int, seat: int, terms: Terms) -> None: ...
+    def accepts(self, session: int) -> bool: ...
+    def arrived(self, session: int, chunk: int, deadline_ns: int | None, now_ns: int) -> None: ...
+    def next(self, stage: int, now_ns: int) -> Task | None: ...
+    def finished(self, stage: int, task: Task, now_ns: int) -> tuple[Job, ...]: ...
+
+
+def simulate(
+    machine: Machine, streams: Sequence[Stream], *, seed: int = 0, policy: Policy | None = None
+) -> Run:
+    """Offer the streams, each on a seat of its own, and run until nothing is left to do.
+
+    `policy` None is the production scheduler.
+    """
+    chosen = policy or Scheduler(machine.routes, machine.rows_per_seat, machine.max_batch)
+    return _Simulation(machine, streams, random.Random(seed), chosen).run()
+
+
+@dataclass(slots=True)
+class _Simulation:
+    """The state of one run."""
+
+    machine: Machine
+    streams: Sequence[Stream]
+    rng: random.Random
+    policy: Policy
+    now_ns: int = 0
+    inside: int = 0
+    waiting_ns: int = 0
+    events: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    numbers: itertools.count[int] = field(default_factory=itertools.count)
+    idle: set[int] = field(default_factory=set)
+    chunks: list[list[Passed]] = field(default_factory=list)
+    queues: list[deque[Passed]] = field(default_factory=list)
+    """Per session, chunks that its source holds back because one waits already."""
+    busy_ns: dict[tuple[int, Kind], int] = field(default_factory=dict)
+    passes: dict[tuple[int, Kind, int], int] = field(default_factory=dict)
+
+    def run(self) -> Run:
+        self.chunks = [self._captured(n, stream) for n, stream in enumerate(self.streams)]
+        self.queues = [deque() for _ in self.streams]
+        self.idle = set(range(self.machine.stages))
+        for session, stream in enumerate(self.streams):
+            self.policy.open(session, session, stream.terms)
+            for chunk in self.chunks[session]:
+                self._at(chunk.ready_ns, self._ready(chunk))
+        while self.events:
+            time_ns, _, action = heapq.heappop(self.events)
+            self.waiting_ns += self.inside * (time_ns - self.now_ns)
+            self.now_ns = time_ns
+            action()
+            # What happens at the same instant is known before anything is decided.
+            if not self.events or self.events[0][0] > time_ns:
+                self._decide()
+        return Run(
+            tuple(tuple(c) for c in self.chunks),
+            self.busy_ns,
+            self.passes,
+            self.waiting_ns,
+            self.now_ns,
+        )
+
+    def _at(self, time_ns: int, action: Callable[[], None]) -> None:
+        heapq.heappush(self.events, (time_ns, next(self.numbers), action))
+
+    def _captured(self, session: int, stream: Stream) -> list[Passed]:
+        """Grouped as `Chunker` does: 1 frame, then `frames_per_chunk` and so on."""
+        times: list[int] = []
+        for i in range(stream.frames):
+            late_s = self.rng.uniform(0, stream.jitter_ms) * 1e-3 if stream.jitter_ms else 0.0
+            captured = round((stream.begin_s + i / stream.fps + late_s) * 1e9)
+            times.append(max(captured, times[-1] if times else 0))
+        size = self.machine.frames_per_chunk
+        starts = [0, *range(1, stream.frames, size)]
+        groups = [tuple(times[a:b]) for a, b in itertools.pairwise([*starts, stream.frames])]
+        return [Passed(session, i, group) for i, group in enumerate(groups) if group]
+
+    def _ready(self, chunk: Passed) -> Callable[[], None]:
+        def action() -> None:
+            self.inside += 1
+            self.queues[chunk.session].append(chunk)
+
+        return action
+
+    def _decide(self) -> None:
+        """Hand over what is accepted and let every idle stage choose, until nothing moves."""
+        moved = True
+        while moved:
+            moved = False
+            for session, queue in enumerate(self.queues):
+                while queue and self.policy.accepts(session):
+                    self._arrive(session, queue.popleft())
+            for stage in sorted(self.idle):
+                task = self.policy.next(stage, self.now_ns)
+                if task is not None:
+                    self._begin(stage, task)
+                    moved = True
+
+    def _arrive(self, session: int, chunk: Passed) -> None:
+        latency_ns = self.streams[session].terms.latency_ns
+        deadline = None if latency_ns is None else chunk.captured_ns[0] + latency_ns
+        self.policy.arrived(session, chunk.chunk, deadline, self.now_ns)
+
+    def _begin(self, stage: int, task: Task) -> None:
+        self.idle.remove(stage)
+        size = len(task.jobs)
+        median_ns = self.machine.table[stage, task.kind].pass_ns(size)[0]
+        took_ns = max(1, round(median_ns * self.machine.ratio(self.rng.random())))
+        key = stage, task.kind
+        self.busy_ns[key] = self.busy_ns.get(key, 0) + took_ns
+        self.passes[(*key, size)] = self.passes.get((*key, size), 0) + 1
+        self._at(self.now_ns + took_ns, self._finished(stage, task))
+
+    def _finished(self, stage: int, task: Task) -> Callable[[], None]:
+        def action() -> None:
+            self.idle.add(stage)
+            for job in self.policy.finished(stage, task, self.now_ns):
+                chunk = self.chunks[job.session][job.chunk]
+                chunk.done_ns, chunk.steps = self.now_ns, job.steps
+                self.inside -= 1
+
+        return action
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of all do not exceed (nearest rank); nan of none."""
+    if not values:
+        return math.nan
+    return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
+
+
+def compute_ms(run: Run, skip: int = 0) -> list[float]:
+    """Latency of every chunk from its last frame's capture; the first `skip` of a session not."""
+    return [
+        (c.done_ns - c.ready_ns) * 1e-6
+        for session in run.chunks
+        for c in session[skip:]
+        if c.done_ns is not None
+    ]
+
+
+def saturated_fps(run: Run, frames_per_chunk: int) -> float:
+    """Frames per second while all is full: between the first and the last fifth of the chunks."""
+    done = [c.done_ns for c in run.done() if c.done_ns is not None]
+    first, last = len(done) // 5, len(done) - 1 - len(done) // 5
+    return (last - first) * frames_per_chunk / ((done[last] - done[first]) * 1e-9)
