@@ -18,7 +18,7 @@ from .devices import Device
 from .errors import EngineMismatch
 from .manifest import Dimension, Manifest, Unit, crossing, decode
 
-_GFLOPS_PER_THREAD, _GB_PER_S = 30.0, 5.0
+_GFLOPS_PER_THREAD, _GB_PER_S = 90.0, 5.0
 """Nominal rates, for costs that nobody measured: only their proportions mean anything."""
 _P99_OVER_P50 = 1.5
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}

@@ -111,5 +111,5 @@ def test_costs_of_a_manifest_add_up() -> None:
     dit = [u for u in costs.units if u.kind == "block"]
     assert len({(u.timings, u.weights_bytes, u.state_bytes) for u in dit}) == 1
     assert costs.units[-1].handed_bytes == 0
-    work = [max(u.plans["step"].flop / 30e6, u.plans["step"].bytes / 5e6) for u in m.chain]
+    work = [max(u.plans["step"].flop / 90e6, u.plans["step"].bytes / 5e6) for u in m.chain]
     assert [u.timings[0].p50_ms for u in costs.units] == pytest.approx(work)
