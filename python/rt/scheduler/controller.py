@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import itemgetter
 
-from ..frame import Job, Kind
-from .line import Line, Passage
-from .records import HANDOVER_DEPTH, Routes, Task, Terms
+from ..cost import Timetable
+from ..frame import Job
+from .admission import Admission, admission
+from .forecast import Forecast
+from .journal import Journal
+from .ladder import Ladder
+from .line import ARRIVED, Line, Passage
+from .passes import Passes
+from .records import Log, Routes, Task, Terms
 
-_NEVER_NS = 1 << 62
+PATIENCE_NS = 5_000_000_000
+"""A chunk without a deadline comes behind those that have one, but not for longer than this."""
 
 Urgency = tuple[int, int, int]
 """Smaller is sooner: deadline, order of arrival, steps already done (more first)."""
+
+Turn = tuple[int, float, int]
+"""Of a chunk that waits to be encoded, smaller is sooner: priority, turn, order of arrival."""
 
 _first = itemgetter(0)
 
@@ -20,157 +30,299 @@ _first = itemgetter(0)
 class Scheduler:
     """Owns what is waiting and what is running; events go in, tasks come out."""
 
-    def __init__(self, routes: Routes, rows_per_seat: int, max_batch: int) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        rows_per_seat: int,
+        max_batch: int,
+        costs: Timetable | None = None,
+        log: Log | None = None,
+    ) -> None:
         self._routes = routes
         self._rows_per_seat = rows_per_seat
         self._max_batch = max_batch
+        self._forecast = Forecast(routes, costs)
+        self._ladder = Ladder()
+        self._passes = Passes(routes)
+        self._journal = Journal(log)
         self._lines: dict[int, Line] = {}
         self._on_seat: dict[int, Line] = {}
-        self._busy: dict[int, Task] = {}
-        """Stage -> the task that it runs."""
-        self._waiting: dict[tuple[int, Kind], list[Task]] = {}
-        """(Later stage of a route, kind) -> tasks handed over to it, in the order in which they
-        began; the first may be running.
-        """
+        self._dropped: list[tuple[int, int]] = []
         self._number = 0
         self._order = 0
 
     # Events
 
     def open(self, session: int, seat: int, terms: Terms) -> None:
-        """A session begins on a free seat."""
+        """A session begins on a free seat. Whether it should is asked of `admit`."""
+        self._journal.event("open", session, seat, terms)
         assert session not in self._lines
         assert seat not in self._on_seat
         assert 1 <= terms.min_steps <= terms.steps <= self._rows_per_seat
         line = Line(session, seat, terms, self._rows_per_seat, self._routes.places)
         self._lines[session] = self._on_seat[seat] = line
+        self._ladder.fit(line.terms for line in self._lines.values())
 
     def arrived(self, session: int, chunk: int, deadline_ns: int | None, now_ns: int) -> None:
         """A chunk of a session waits to be encoded. The caller has asked `accepts`."""
-        del now_ns
+        self._journal.event("arrived", session, chunk, deadline_ns, now_ns, at_ns=now_ns)
         line = self._lines[session]
-        line.arrive(Passage(chunk, line.terms.steps, deadline_ns, self._order))
+        due_ns = now_ns + PATIENCE_NS if deadline_ns is None else deadline_ns
+        line.arrive(Passage(chunk, line.terms.steps, deadline_ns, due_ns, self._order))
         self._order += 1
+        if line.terms.latency_ns is not None:
+            line.arrivals_ns.append(now_ns)
+            self._watch(now_ns)
+
+    def withdraw(self, session: int, now_ns: int) -> bool:
+        """A newer chunk is complete: drop the one that waits, so that the newer may arrive. The
+        first chunk of a session is never dropped. Returns whether one was.
+        """
+        self._journal.event("withdraw", session, now_ns, at_ns=now_ns)
+        passage = self._lines[session].waiting()
+        if passage is None or passage.chunk == 0:
+            return False
+        self._press(now_ns, f"session {session} has a newer chunk than the one that waits")
+        self._drop(self._lines[session], passage, "a newer one is complete")
+        return True
 
     def finished(self, stage: int, task: Task, now_ns: int) -> tuple[Job, ...]:
         """A stage has run its part of a task. Returns the jobs whose chunk has left the chain."""
-        del now_ns
-        assert self._busy.pop(stage) is task
-        route = self._routes.of(task.kind)
-        position = route.index(stage)
-        if position > 0:
-            self._waiting[stage, task.kind].remove(task)
-        else:
-            for line, passage, _ in self._live(task):
+        self._journal.event("finished", stage, now_ns, at_ns=now_ns)
+        position, since_ns = self._passes.end(stage, task)
+        self._forecast.seen(stage, task.kind, len(task.jobs), now_ns - since_ns)
+        for line, passage, _ in self._live(task):
+            passage.position = position + 1
+            if position == 0:
                 line.leave(passage)
+        route = self._routes.of(task.kind)
         if position + 1 < len(route):
-            self._waiting.setdefault((route[position + 1], task.kind), []).append(task)
+            self._passes.hand_over(route[position + 1], task)
             return ()
-        return tuple(job for line, passage, job in self._live(task) if line.land(passage))
+        return tuple(
+            job for line, passage, job in self._live(task) if self._land(line, passage, now_ns)
+        )
 
     def failed(self, stage: int, task: Task) -> None:
         """A stage gave up on a task. The caller closes the sessions of its jobs."""
-        assert self._busy.pop(stage) is task
-        waiting = self._waiting.get((stage, task.kind), [])
-        if task in waiting:
-            waiting.remove(task)
+        self._journal.event("failed", stage)
+        self._passes.end(stage, task)
 
     def close(self, session: int) -> None:
         """A session ends; what it still had waiting is forgotten. Passes in flight finish and are
         ignored.
         """
+        self._journal.event("close", session)
         del self._on_seat[self._lines.pop(session).seat]
+        self._ladder.fit(line.terms for line in self._lines.values())
 
     # Questions
 
     def accepts(self, session: int) -> bool:
         """Whether a further chunk may arrive: at most one waits per session."""
-        return self._lines[session].accepts()
+        return self._lines[session].waiting() is None
 
     def in_flight(self, session: int) -> int:
-        """Chunks of a session that arrived and did not leave."""
+        """Chunks of a session that arrived, were not dropped and did not leave."""
         return len(self._lines[session].passages)
 
     def running(self, session: int) -> bool:
         """Whether any pass that began for this session is still on its way."""
-        tasks = (*self._busy.values(), *(t for waiting in self._waiting.values() for t in waiting))
-        return any(job.session == session for task in tasks for job in task.jobs)
+        return self._passes.of(session)
+
+    def admit(self, terms: Terms, now_ns: int) -> Admission:
+        """Whether a session of these terms fits beside those that are open."""
+        self._journal.event("admit", terms, now_ns, at_ns=now_ns)
+        others = [x.terms for x in self._lines.values() if x.terms.latency_ns is not None]
+        answer = admission(terms, others, self._routes, self._forecast)
+        self._journal.decided("admit" if answer.fits else "refuse", answer.why)
+        return answer
+
+    @property
+    def level(self) -> int:
+        """Of degradation; 0 is none."""
+        return self._ladder.level
+
+    def steps(self, session: int) -> int:
+        """Denoising steps that a chunk of this session would get now."""
+        return self._ladder.steps(self._lines[session].terms)
+
+    def utilisation(self, now_ns: int, level: int | None = None) -> float:
+        """Demand of the sessions with an SLO on the busiest stage, at the present level or another:
+        above 1 it cannot be met.
+        """
+        rates = [
+            (line.rate_per_ns(now_ns), self._ladder.steps(line.terms, level))
+            for line in self._lines.values()
+            if line.arrivals_ns
+        ]
+        return self._forecast.utilisation(rates)[0]
+
+    def dropped(self) -> tuple[tuple[int, int], ...]:
+        """(Session, chunk) of what was dropped since this was last asked."""
+        dropped = tuple(self._dropped)
+        self._dropped.clear()
+        return dropped
+
+    def task_on(self, stage: int) -> tuple[Task, int] | None:
+        """What a stage runs, and since when; None while it is idle."""
+        return self._passes.on(stage)
 
     def next(self, stage: int, now_ns: int) -> Task | None:
         """What an idle stage should run now, which is taken as begun; None if nothing can run.
 
         Earliest deadline first, then oldest chunk first; later passes before earlier ones. Passes
         that were handed over run in the order in which they began, which keeps the rings of a row
-        in frame order.
+        in frame order. Chunks that would come out late are dropped before they are encoded.
         """
-        assert stage not in self._busy
-        del now_ns
+        self._journal.event("next", stage, now_ns, at_ns=now_ns)
+        assert self._passes.on(stage) is None
         handed = min(self._continuations(stage), key=_first, default=None)
-        fresh = min(self._beginnings(stage), key=_first, default=None)
-        if handed is not None and (fresh is None or handed[0] < fresh[0]):
-            task = handed[1]
-        elif fresh is not None:
-            task = self._begin(*fresh[1])
-        else:
-            return None
-        self._busy[stage] = task
-        return task
+        while True:
+            fresh = min(self._beginnings(stage), key=_first, default=None)
+            if handed is not None and (fresh is None or handed[0] < fresh[0]):
+                task = handed[1]
+            elif fresh is None:
+                return None
+            elif self._worthwhile(*fresh[1], now_ns):
+                task = self._begin(*fresh[1], now_ns)
+            else:
+                continue
+            self._passes.start(stage, task, now_ns)
+            self._journal.runs(stage, task)
+            return task
 
-    # Decisions
+    # Choosing
 
     def _continuations(self, stage: int) -> Iterator[tuple[Urgency, Task]]:
-        for (where, kind), tasks in self._waiting.items():
-            if where == stage and tasks and self._room_after(stage, kind):
-                yield min(self._urgency_of(job) for job in tasks[0].jobs), tasks[0]
+        for task in self._passes.handed(stage):
+            yield min(self._urgency_of(job) for job in task.jobs), task
 
     def _beginnings(self, stage: int) -> Iterator[tuple[Urgency, tuple[Line, Passage]]]:
-        kinds: tuple[Kind, ...] = ("encode", "denoise", "decode")
-        here = [k for k in kinds if self._routes.of(k)[0] == stage and self._room_after(stage, k)]
+        """What could begin here. Of the chunks that wait to be encoded only the one whose turn it
+        is; what was begun goes by its deadline alone, so that nothing is left half done.
+        """
+        here = self._passes.first_here(stage)
+        first: tuple[Turn, Line, Passage] | None = None
         for line in self._lines.values() if here else ():
             for passage in line.ready():
-                if line.kind(passage) in here:
+                if passage.kind not in here:
+                    continue
+                if passage.station != ARRIVED:
                     yield _urgency(passage), (line, passage)
+                    continue
+                turn = -line.terms.priority, line.turn_ns(passage), passage.order
+                if first is None or turn < first[0]:
+                    first = turn, line, passage
+        if first is not None:
+            yield _urgency(first[2]), (first[1], first[2])
 
-    def _room_after(self, stage: int, kind: Kind) -> bool:
-        route = self._routes.of(kind)
-        position = route.index(stage)
-        if position + 1 == len(route):
+    def _worthwhile(self, line: Line, passage: Passage, now_ns: int) -> bool:
+        """Decide the steps of a chunk that is about to be encoded; drop it if it would be late with
+        the fewest that may be given now.
+        """
+        if passage.station != ARRIVED or passage.deadline_ns is None:
             return True
-        return len(self._waiting.get((route[position + 1], kind), ())) < HANDOVER_DEPTH
+        passage.steps = self._ladder.steps(line.terms)
+        late_ns = self._predict(passage, now_ns) - passage.deadline_ns
+        hopeless = now_ns + self._forecast.path_ns(line.terms.min_steps) > passage.deadline_ns
+        if late_ns > 0 and not hopeless:
+            words = f"session {line.session} would be {late_ns * 1e-6:.0f} ms late"
+            if self._press(now_ns, words):
+                passage.steps = self._ladder.steps(line.terms)
+                late_ns = self._predict(passage, now_ns) - passage.deadline_ns
+        if late_ns <= 0 or passage.chunk == 0:
+            return True
+        self._drop(line, passage, f"it would be {late_ns * 1e-6:.0f} ms late")
+        return False
 
-    def _begin(self, line: Line, passage: Passage) -> Task:
-        kind = line.kind(passage)
-        members = self._batch(line, passage) if kind == "denoise" else [(line, passage)]
+    def _predict(self, passage: Passage, now_ns: int) -> float:
+        """When a chunk will have left if it begins now, at the upper quantile."""
+        ahead = (
+            p
+            for line in self._lines.values()
+            for p in line.passages.values()
+            if (p.station != ARRIVED or p.running) and p.due_ns <= passage.due_ns
+        )
+        passage.predicted_ns = now_ns + self._forecast.finish_ns(passage.steps, ahead)
+        return passage.predicted_ns
+
+    def _begin(self, line: Line, passage: Passage, now_ns: int) -> Task:
+        kind = passage.kind
+        members = [(line, passage)]
+        if kind == "denoise":
+            members = self._batch(line, passage, now_ns)
         jobs = tuple(owner.job(member) for owner, member in members)
         for owner, member in members:
             owner.begin(member)
         self._number += 1
         return Task(self._number, kind, jobs)
 
-    def _batch(self, line: Line, passage: Passage) -> list[tuple[Line, Passage]]:
-        """The run of adjacent ready rows around a job, as long as the profiles allow."""
+    def _batch(self, line: Line, passage: Passage, now_ns: int) -> list[tuple[Line, Passage]]:
+        """The run of adjacent ready rows around a job, as long as the profiles allow and as the
+        batch still meets the deadline of every member that could meet it alone.
+        """
         members = [(line, passage)]
         first = last = line.job(passage).row
+        least = self._slack(passage, now_ns)
         while len(members) < self._max_batch:
-            if (below := self._in_row(first - 1)) is not None:
-                members.insert(0, below)
-                first -= 1
-            elif (above := self._in_row(last + 1)) is not None:
-                members.append(above)
-                last += 1
-            else:
+            joins, at = self._in_row(first - 1), 0
+            if joins is None:
+                joins, at = self._in_row(last + 1), len(members)
+            if joins is None:
                 break
+            least = min(least, self._slack(joins[1], now_ns))
+            if self._forecast.pass_ns("denoise", len(members) + 1)[1] > least:
+                break
+            members.insert(at, joins)
+            first, last = (first - 1, last) if at == 0 else (first, last + 1)
         return members
+
+    def _slack(self, passage: Passage, now_ns: int) -> float:
+        """How long its next pass may take; no limit where it is late anyhow."""
+        if passage.deadline_ns is None:
+            return float("inf")
+        after = self._forecast.path_ns(passage.steps, passage.station + 1)
+        slack = passage.deadline_ns - now_ns - after
+        return slack if self._forecast.pass_ns("denoise", 1)[1] <= slack else float("inf")
 
     def _in_row(self, row: int) -> tuple[Line, Passage] | None:
         """The chunk that is ready for the step of `row`, if any."""
         seat, step = divmod(row, self._rows_per_seat)
         line = self._on_seat.get(seat)
         for passage in () if line is None else line.ready():
-            if passage.station == step + 1:
+            if passage.station == step + 1 and passage.kind == "denoise":
                 assert line is not None
                 return line, passage
         return None
+
+    # Keeping
+
+    def _land(self, line: Line, passage: Passage, now_ns: int) -> bool:
+        left = line.land(passage)
+        if left and passage.predicted_ns is not None:
+            self._forecast.left(passage.steps, now_ns - passage.predicted_ns)
+        return left
+
+    def _drop(self, line: Line, passage: Passage, why: str) -> None:
+        line.drop(passage)
+        self._dropped.append((line.session, passage.chunk))
+        self._journal.decided("drop", why, line.session, passage.chunk)
+
+    def _press(self, now_ns: int, why: str) -> bool:
+        pressed = self._ladder.press(now_ns)
+        if pressed:
+            self._journal.decided("degrade", f"to level {self.level}: {why}")
+        return pressed
+
+    def _watch(self, now_ns: int) -> None:
+        """Let the ladder see how loaded the busiest stage is."""
+        now = self.utilisation(now_ns)
+        better = self.utilisation(now_ns, self.level - 1) if self.level else now
+        change = self._ladder.observe(now_ns, now, better)
+        if change:
+            what = "degrade" if change > 0 else "recover"
+            self._journal.decided(what, f"to level {self.level}: utilisation {now:.2f}")
 
     def _live(self, task: Task) -> Iterator[tuple[Line, Passage, Job]]:
         for job in task.jobs:
@@ -186,5 +338,4 @@ class Scheduler:
 
 
 def _urgency(passage: Passage) -> Urgency:
-    deadline = _NEVER_NS if passage.deadline_ns is None else passage.deadline_ns
-    return deadline, passage.order, -passage.station
+    return passage.due_ns, passage.order, -passage.station

@@ -8,6 +8,7 @@ reserves its landing place when it begins, which is why passes on their way can 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,11 @@ from ..frame import Job, Kind
 from .records import Terms
 
 ARRIVED = 0
+
+LOSSES_KEPT = 0.9
+LOSS_NS = 250_000_000
+ARRIVALS_KEPT = 4
+"""Arrivals that tell the rate of a session: about a second of a live stream."""
 
 
 @dataclass(slots=True)
@@ -24,9 +30,22 @@ class Passage:
     chunk: int
     steps: int
     deadline_ns: int | None
+    due_ns: int
+    """The deadline, or for want of one the end of its patience."""
     order: int
     station: int = ARRIVED
     running: bool = False
+    position: int = 0
+    """Of the stage in its route that the running pass has reached."""
+    predicted_ns: float | None = None
+    """When it will have left, as thought when its encoding began."""
+
+    @property
+    def kind(self) -> Kind:
+        """Of the pass that takes it onwards."""
+        if self.station == ARRIVED:
+            return "encode"
+        return "denoise" if self.station <= self.steps else "decode"
 
 
 @dataclass(slots=True)
@@ -41,12 +60,9 @@ class Line:
     passages: dict[int, Passage] = field(default_factory=dict)
     held: dict[tuple[int, int], int] = field(default_factory=dict)
     """(Station, place) -> the chunk that occupies or has reserved it."""
-
-    def kind(self, passage: Passage) -> Kind:
-        """Of the pass that takes a chunk onwards."""
-        if passage.station == ARRIVED:
-            return "encode"
-        return "denoise" if passage.station <= self.rows else "decode"
+    losses: float = 0.0
+    """Chunks dropped, forgotten by and by as others begin."""
+    arrivals_ns: deque[int] = field(default_factory=lambda: deque(maxlen=ARRIVALS_KEPT))
 
     def job(self, passage: Passage) -> Job:
         """The pass that takes a chunk onwards, as a record."""
@@ -56,15 +72,35 @@ class Line:
             self.session, self.seat, passage.chunk, step, passage.steps, row, passage.deadline_ns
         )
 
-    def accepts(self) -> bool:
-        """Whether a further chunk may arrive: at most one waits."""
-        return all(station != ARRIVED for station, _ in self.held)
+    def waiting(self) -> Passage | None:
+        """The chunk that waits to be encoded: at most one."""
+        if not self.passages:
+            return None
+        last = next(reversed(self.passages.values()))
+        return last if last.station == ARRIVED and not last.running else None
 
     def arrive(self, passage: Passage) -> None:
         """A new chunk waits to be encoded."""
-        assert self.accepts()
+        assert self.waiting() is None
         self.passages[passage.chunk] = passage
-        self.held[self._place(ARRIVED, passage)] = passage.chunk
+
+    def drop(self, passage: Passage) -> None:
+        """A waiting chunk is not encoded. Its index is the next one's, so indices have no gap."""
+        del self.passages[passage.chunk]
+        self.losses += 1
+
+    def turn_ns(self, passage: Passage) -> float:
+        """What the turn of a waiting chunk goes by: earliest due first, but who lost more comes
+        sooner, which evens out the share that equals lose.
+        """
+        return passage.due_ns - self.losses * LOSS_NS
+
+    def rate_per_ns(self, now_ns: int) -> float:
+        """Chunks that arrive per ns, of late."""
+        times = self.arrivals_ns
+        if len(times) < 2 or now_ns <= times[0]:
+            return 0.0
+        return (len(times) - 1) / (now_ns - times[0])
 
     def ready(self) -> Iterator[Passage]:
         """Chunks whose next pass may begin, oldest first: at most one per station. Nothing
@@ -86,9 +122,10 @@ class Line:
         chunk may arrive.
         """
         passage.running = True
+        passage.position = 0
         self.held[self._place(self._target(passage), passage)] = passage.chunk
         if passage.station == ARRIVED:
-            del self.held[self._place(ARRIVED, passage)]
+            self.losses *= LOSSES_KEPT
 
     def leave(self, passage: Passage) -> None:
         """The first stage of its route has read its inputs."""

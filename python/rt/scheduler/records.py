@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..frame import Job, Kind
 
@@ -57,3 +59,35 @@ class Task:
     number: int
     kind: Kind
     jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that the controller was told, for a log that can be replayed."""
+
+    at_ns: int
+    name: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Something that the controller decided: "run", "drop", "degrade", "recover", "admit" or
+    "refuse", and why, in words with numbers.
+    """
+
+    at_ns: int
+    what: str
+    why: str
+    session: int | None = None
+    chunk: int | None = None
+    stage: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.stage is None else f" stage {self.stage}"
+        whom = "" if self.session is None else f" session {self.session}"
+        whom += "" if self.chunk is None else f" chunk {self.chunk}"
+        return f"{self.at_ns * 1e-6:.1f} ms {self.what}{where}{whom}: {self.why}"
+
+
+Log = Callable[[Event | Decision], None]

@@ -1,0 +1,163 @@
+"""What passes will take: the costs that were given, corrected by every pass that was seen, and what
+follows from them for a chunk, a stage and a deadline. It decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..cost import PassCost, Timetable, fit
+from ..frame import Kind
+from .line import ARRIVED, Passage
+from .records import Routes
+
+KINDS: tuple[Kind, ...] = ("encode", "denoise", "decode")
+
+_QUANTILE = 0.99
+_MARGIN_GAIN = 0.05
+"""How far one chunk that comes later than predicted moves the margin, as a share of its path."""
+_BATCH_WEIGHT = 0.05
+"""Share of the newest batch in the mean batch size."""
+
+
+class Forecast:
+    """Times in ns. What was neither given nor seen counts as 0: then nothing is refused for it."""
+
+    def __init__(self, routes: Routes, costs: Timetable | None) -> None:
+        self._routes = routes
+        self._costs: dict[tuple[int, Kind], PassCost] = dict(costs or {})
+        self._passes: dict[tuple[Kind, int], tuple[float, float]] = {}
+        self._batch = 1.0
+        self._margin: float | None = None
+        """By how much more than its path a chunk takes at the upper quantile, as a share of it."""
+
+    # What is seen
+
+    def seen(self, stage: int, kind: Kind, batch: int, took_ns: int) -> None:
+        """A stage's part of a pass took this long."""
+        if took_ns <= 0:
+            return
+        cost = self._costs.get((stage, kind))
+        if cost is None:
+            cost = PassCost(fit([(batch, took_ns * 1e-6)]))
+        self._costs[stage, kind] = cost.seen(batch, took_ns)
+        self._passes.clear()
+        if kind == "denoise" and stage == self._routes.denoise[0]:
+            self._batch += _BATCH_WEIGHT * (batch - self._batch)
+
+    def left(self, steps: int, late_ns: float) -> None:
+        """A chunk came out `late_ns` after its prediction, which held the margin. The margin moves
+        as a quantile does by the stochastic approximation of Robbins and Monro.
+        """
+        if self.path_ns(steps) > 0:
+            moved = _QUANTILE if late_ns > 0 else _QUANTILE - 1
+            self._margin = max(0.0, self._margin_share(steps) + _MARGIN_GAIN * moved)
+
+    # What follows
+
+    @property
+    def known(self) -> bool:
+        """Whether every kind of pass has been given or seen on every stage of its route."""
+        return all((s, k) in self._costs for k in KINDS for s in self._routes.of(k))
+
+    def pass_ns(self, kind: Kind, batch: int) -> tuple[float, float]:
+        """(mean, upper quantile) of a whole pass, over all stages of its route."""
+        known = self._passes.get((kind, batch))
+        if known is None:
+            costs = [self._costs.get((stage, kind)) for stage in self._routes.of(kind)]
+            times = [cost.pass_ns(batch) for cost in costs if cost]
+            known = sum(t[0] for t in times), sum(t[1] for t in times)
+            self._passes[kind, batch] = known
+        return known
+
+    def path_ns(self, steps: int, station: int = ARRIVED) -> float:
+        """Mean time of a chunk from a station to the end, if it never waits."""
+        encode = self.pass_ns("encode", 1)[0] if station == ARRIVED else 0.0
+        denoise = max(0, steps - max(0, station - 1)) * self.pass_ns("denoise", 1)[0]
+        return encode + denoise + self.pass_ns("decode", 1)[0]
+
+    def margin_ns(self, steps: int) -> float:
+        """What is added to a path so that it holds at the upper quantile."""
+        return self._margin_share(steps) * self.path_ns(steps)
+
+    def finish_ns(self, steps: int, ahead: Iterable[Passage]) -> float:
+        """How long from now a chunk will have left if it begins now, behind chunks that are due
+        before it: its path, or all the work ahead of it on any stage and then its own.
+        """
+        queues, longest = self.queues_ns(ahead), self.path_ns(steps)
+        for stage, queue in enumerate(queues):
+            if queue:
+                own = self.work_ns(stage, steps)
+                longest = max(longest, queue + own + self._tail_ns(stage, steps))
+        return longest + self.margin_ns(steps)
+
+    def queues_ns(self, passages: Iterable[Passage]) -> list[float]:
+        """Work of chunks on their way that each stage has still to do; what it is doing now is
+        counted as half done.
+        """
+        stages = range(self._routes.stages)
+        step = [self.step_ns(s) for s in stages]
+        vae = {k: [self._alone_ns(s, k) for s in stages] for k in KINDS if k != "denoise"}
+        chunks, steps, gone = 0, 0, [0.0] * len(stages)
+        for passage in passages:
+            chunks += 1
+            steps += max(0, passage.steps - max(0, passage.station - 1))
+            kind = passage.kind
+            part = step if kind == "denoise" else vae[kind]
+            route = self._routes.of(kind)
+            if kind == "encode":  # Counted for those on their way alone, and only there.
+                for stage in route:
+                    gone[stage] -= part[stage]
+            if passage.running and passage.position < len(route):
+                for stage in route[: passage.position]:
+                    gone[stage] += part[stage]
+                gone[route[passage.position]] += part[route[passage.position]] / 2
+        return [
+            max(0.0, steps * step[s] + chunks * vae["decode"][s] - gone[s]) if chunks else 0.0
+            for s in stages
+        ]
+
+    def utilisation(self, rates: Sequence[tuple[float, int]]) -> tuple[float, int]:
+        """Demand on the busiest stage, and which that is, of sessions with (chunks per ns, steps):
+        above 1 it cannot be met.
+        """
+        chunks = sum(rate for rate, _ in rates)
+        steps = sum(rate * count for rate, count in rates)
+        return max(
+            (chunks * self.work_ns(stage, 0) + steps * self.step_ns(stage), stage)
+            for stage in range(self._routes.stages)
+        )
+
+    def work_ns(self, stage: int, steps: int) -> float:
+        """Time that a stage is busy for one chunk, at the batch sizes that occur."""
+        vae = self._alone_ns(stage, "encode") + self._alone_ns(stage, "decode")
+        return vae + steps * self.step_ns(stage)
+
+    def step_ns(self, stage: int) -> float:
+        """One job's share of a denoising pass on a stage."""
+        cost = self._costs.get((stage, "denoise"))
+        if cost is None:
+            return 0.0
+        return (cost.line.c_ms / self._batch + cost.line.m_ms) * cost.mean * 1e6
+
+    def _alone_ns(self, stage: int, kind: Kind) -> float:
+        cost = self._costs.get((stage, kind))
+        return 0.0 if cost is None else cost.pass_ns(1)[0]
+
+    def _tail_ns(self, stage: int, steps: int) -> float:
+        """From a chunk's last visit of a stage to its end."""
+        tail = 0.0
+        for kind in reversed(KINDS):
+            route = self._routes.of(kind)
+            if stage in route:
+                return tail + sum(self._alone_ns(s, kind) for s in route[route.index(stage) + 1 :])
+            tail += self.pass_ns(kind, 1)[0] * (steps if kind == "denoise" else 1)
+        return tail
+
+    def _margin_share(self, steps: int) -> float:
+        if self._margin is not None:
+            return self._margin
+        path = self.path_ns(steps)
+        counts: dict[Kind, int] = {"encode": 1, "denoise": steps, "decode": 1}
+        upper = sum(n * self.pass_ns(kind, 1)[1] for kind, n in counts.items())
+        return upper / path - 1 if path else 0.0
