@@ -127,7 +127,8 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
         units = _write_plans(state, progress)
         if (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
-        manifest = _manifest(options, key, digest, chain, units, staging)
+        styles = checkpoints.styles_of(checkpoint) if source is None else source.text.styles
+        manifest = _manifest(options, key, digest, chain, units, staging, styles)
         records.write(manifest, staging)
         smoke(manifest, staging)
         replace(staging, target)
@@ -333,6 +334,7 @@ def _manifest(
     chain: Chain,
     plans: Mapping[str, Mapping[str, Plan]],
     staging: Path,
+    styles: tuple[str, ...],
 ) -> Manifest:
     config, dit, sampling = options.config, options.config.dit, options.config.sampling
     file, tokenizer = staging / weights.FILE_NAME, staging / TOKENIZER
@@ -376,6 +378,7 @@ def _manifest(
             width=dit.text_width,
             tokenizer=TOKENIZER if tokenized else None,
             tokenizer_sha256=records.sha256_of(tokenizer) if tokenized else None,
+            styles=styles,
         ),
         weights=(records.Weights(file.name, records.sha256_of(file), file.stat().st_size),),
         prompt=units(chain.prompt),

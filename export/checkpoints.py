@@ -74,6 +74,22 @@ def tokenizer_file(checkpoint: Path) -> Path | None:
     return file if file.is_file() else None
 
 
+def styles_of(checkpoint: Path) -> tuple[str, ...]:
+    """The names of the styles that a checkpoint is limited to; none for a model that reads any
+    text. Raises CheckpointError.
+    """
+    file = _folder(checkpoint) / formats.STYLES_FILE
+    if not file.is_file():
+        return ()
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}; expected a JSON list of names") from None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise CheckpointError(f"{file}: got {found!r}, expected a JSON list of names")
+    return tuple(found)
+
+
 def describe(path: Path) -> str:
     """One line about a file or folder of weights: family, tensors, parameters, stored types."""
     found = formats.read(path)

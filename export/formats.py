@@ -34,6 +34,8 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TAEHV_FILE = "taew2_1.pth"
 TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
 CONFIG_FILE = "config.json"
+STYLES_FILE = "styles.json"
+"""Our own: the names of the only styles that a small model knows, as a JSON list."""
 
 _WRAPPERS = ("generator", "generator_ema", "state_dict")
 """Under what training code stores the weights, in order of preference; may be nested."""

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.formats import CONFIG_FILE, TAEHV_FILE, TOKENIZER_FILE
+from export.formats import CONFIG_FILE, STYLES_FILE, TAEHV_FILE, TOKENIZER_FILE
 from export.models.taehv import Taehv
 from export.random_weights import DIT_STEM, make_tokenizer, wan_config
 from export.tiny.denoiser import Denoiser
+from export.tiny.styles import STYLES
 
 TEXT_FILE = "models_t5_umt5-tiny.pth"
 
@@ -26,6 +27,7 @@ def write(directory: Path, denoiser: Denoiser, vae: Taehv) -> None:
     config = denoiser.config
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG_FILE).write_text(json.dumps(wan_config(config.dit), indent=1) + "\n")
+    (directory / STYLES_FILE).write_text(json.dumps(list(STYLES)) + "\n")
     save_file(_exact(denoiser.dit.checkpoint()), directory / f"{DIT_STEM}.safetensors")
     torch.save(_exact(vae.state_dict()), directory / TAEHV_FILE)
     torch.save(_exact(denoiser.text.state_dict()), directory / TEXT_FILE)

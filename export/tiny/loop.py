@@ -78,7 +78,7 @@ def train(
                 saved = time.monotonic()
     finally:  # also when interrupted
         _save(state, step, model, average, optimizers)
-    model.load_state_dict(average, strict=False)
+    model.load_state_dict(model.state_dict() | average)
     return step >= steps
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import EngineMismatch, EngineMissing
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 DIGEST_NAME = "manifest.sha256"
 
@@ -145,13 +145,14 @@ class Noise:
 @dataclass(frozen=True, slots=True)
 class Text:
     """Prompt side: padded length in tokens, width of an embedding, tokenizer file (None: embeddings
-    only).
+    only), and the names of the only styles that the model was trained on (none: any text will do).
     """
 
     length: int
     width: int
     tokenizer: str | None
     tokenizer_sha256: str | None
+    styles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,15 @@ from .stage import PromptContext
 
 Embeddings = NDArray[np.float32]
 """[1, L, E], rows of padding are 0."""
+
+
+def unknown_style(text: str, styles: Sequence[str]) -> tuple[str, ...]:
+    """A remark if a model knows certain styles only, and `text` names none of them in full."""
+    words = " ".join(["", *re.findall(r"[^\W_]+", text.lower()), ""])
+    if not styles or any(f" {style} " in words for style in styles):
+        return ()
+    known = ", ".join(styles)
+    return (f"{text!r} names no style of this small model and may change little; known: {known}",)
 
 
 class PromptEncoder:
@@ -92,9 +102,9 @@ class PromptEncoder:
             )
         ids: Sequence[int] = self._tokenizer.encode(text).ids
         length = self._text.length
-        remarks: tuple[str, ...] = ()
+        remarks = unknown_style(text, self._text.styles)
         if len(ids) > length:
-            remarks = (
+            remarks += (
                 f"the prompt has {len(ids)} tokens, this model reads {length}: the rest was cut",
             )
         with self._text_lock:

@@ -200,9 +200,28 @@ def test_the_exported_weights_load_strictly(tmp_path: Path) -> None:
     checkpoint.write(tmp_path, model, vae)
     parts = checkpoints.load_parts(config, tmp_path, SIZE, SIZE)
     assert parts.text is not None
+    assert checkpoints.styles_of(tmp_path) == tuple(STYLES)
     assert checkpoints.tokenizer_file(tmp_path) is not None
     for tensor in parts.dit.checkpoint().values():
         assert torch.equal(tensor, tensor.half().float())
+
+
+def test_the_styles_of_a_checkpoint_stay_with_its_engines(tmp_path: Path) -> None:
+    plain = build_micro(tmp_path)
+    assert manifest.read(plain).text.styles == ()
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    (folder / "styles.json").write_text('["pencil sketch", "thermal"]')
+    styled = build_micro(tmp_path, checkpoint=folder, name="styled")
+    again = build_micro(tmp_path, checkpoint=styled, name="again")
+    for directory in (styled, again):
+        assert manifest.read(directory).text.styles == ("pencil sketch", "thermal")
+
+
+@pytest.mark.parametrize("text", ["[1]", '"comic"', "{", ""])
+def test_a_list_of_styles_that_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "styles.json").write_text(text)
+    with pytest.raises(CheckpointError, match="expected a JSON list of names"):
+        checkpoints.styles_of(tmp_path)
 
 
 def test_an_engine_gives_its_weights_to_another_one(tmp_path: Path) -> None:
