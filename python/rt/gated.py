@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .frame import Job, Kind
-from .scheduler import Routes, Task, Terms
+from .scheduler import Admission, Routes, Task, Terms
 
 
 @dataclass(slots=True)
@@ -34,9 +34,26 @@ class Gated:
         assert session == seat == 0
         assert terms.steps == self.steps
 
+    def close(self, session: int) -> None:
+        """Its last chunk has left."""
+
+    def admit(self, terms: Terms, now_ns: int) -> Admission:
+        """Nobody is refused."""
+        del terms, now_ns
+        return Admission(True, "gated batching admits everybody")
+
     def accepts(self, session: int) -> bool:
         """Its queue has no bound."""
         return session == 0
+
+    def withdraw(self, session: int, now_ns: int) -> bool:
+        """Nothing is dropped."""
+        del session, now_ns
+        return False
+
+    def dropped(self) -> tuple[tuple[int, int], ...]:
+        """Nothing is dropped."""
+        return ()
 
     def arrived(self, session: int, chunk: int, deadline_ns: int | None, now_ns: int) -> None:
         """A chunk waits; deadlines are not looked at."""

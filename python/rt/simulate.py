@@ -7,6 +7,7 @@ show what is not in the costs: contention of copies with kernels, clocks that fa
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -19,7 +20,7 @@ from typing import Protocol
 from .cost import Costs, Timetable, timetable
 from .frame import Job, Kind
 from .placement import Placement
-from .scheduler import Routes, Scheduler, Task, Terms
+from .scheduler import Admission, Log, Routes, Scheduler, Task, Terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,15 @@ class Stream:
 
 @dataclass(slots=True, eq=False)
 class Passed:
-    """A chunk: when its frames were captured, and when it left the chain (None: it did not)."""
+    """A chunk of a source: when its frames were captured, and when it left the chain or was
+    dropped; neither of a session that was refused, or of a policy that leaves chunks inside.
+    """
 
     session: int
     chunk: int
     captured_ns: tuple[int, ...]
     done_ns: int | None = None
+    dropped_ns: int | None = None
     steps: int = 0
 
     @property
@@ -102,8 +106,10 @@ class Run:
     passes: Mapping[tuple[int, Kind, int], int]
     """(Stage, kind, jobs in the batch) -> how many."""
     waiting_ns: int
-    """Integral over time of the chunks that are ready and have not left."""
+    """Integral over time of the chunks that are ready, and neither left nor dropped."""
     end_ns: int
+    refused: Mapping[int, str]
+    """Session -> why it was not admitted."""
 
     def done(self) -> list[Passed]:
         """Chunks that left, in the order in which they did."""
@@ -119,21 +125,49 @@ class Policy(Protocol):
     """What decides: the production scheduler, or a baseline to compare it with."""
 
     def open(self, session: int, seat: int, terms: Terms) -> None: ...
+    def close(self, session: int) -> None: ...
     def accepts(self, session: int) -> bool: ...
     def arrived(self, session: int, chunk: int, deadline_ns: int | None, now_ns: int) -> None: ...
+    def withdraw(self, session: int, now_ns: int) -> bool: ...
     def next(self, stage: int, now_ns: int) -> Task | None: ...
     def finished(self, stage: int, task: Task, now_ns: int) -> tuple[Job, ...]: ...
+    def dropped(self) -> tuple[tuple[int, int], ...]: ...
+    def admit(self, terms: Terms, now_ns: int) -> Admission: ...
 
 
 def simulate(
-    machine: Machine, streams: Sequence[Stream], *, seed: int = 0, policy: Policy | None = None
+    machine: Machine,
+    streams: Sequence[Stream],
+    *,
+    seed: int = 0,
+    policy: Policy | None = None,
+    log: Log | None = None,
+    ask: bool = False,
 ) -> Run:
     """Offer the streams, each on a seat of its own, and run until nothing is left to do.
 
-    `policy` None is the production scheduler.
+    `policy` None is the production scheduler, which tells `log` what it decides. `ask`: sessions
+    are opened only if they are admitted.
     """
-    chosen = policy or Scheduler(machine.routes, machine.rows_per_seat, machine.max_batch)
-    return _Simulation(machine, streams, random.Random(seed), chosen).run()
+    rows, batch = machine.rows_per_seat, machine.max_batch
+    chosen = policy or Scheduler(machine.routes, rows, batch, machine.table, log)
+    return _Simulation(machine, streams, random.Random(seed), chosen, ask).run()
+
+
+@dataclass(slots=True)
+class _Session:
+    """A source and what the policy knows of it. A chunk that is dropped leaves its index to the
+    next one, so `inside` maps the policy's indices to chunks.
+    """
+
+    stream: Stream
+    chunks: list[Passed]
+    seat: int = -1
+    to_come: int = 0
+    held: deque[Passed] = field(default_factory=deque)
+    """Chunks that are ready while one waits already."""
+    inside: dict[int, Passed] = field(default_factory=dict)
+    next_index: int = 0
 
 
 @dataclass(slots=True)
@@ -144,41 +178,34 @@ class _Simulation:
     streams: Sequence[Stream]
     rng: random.Random
     policy: Policy
+    ask: bool
     now_ns: int = 0
-    inside: int = 0
+    ready: int = 0
     waiting_ns: int = 0
     events: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
     numbers: itertools.count[int] = field(default_factory=itertools.count)
     idle: set[int] = field(default_factory=set)
-    chunks: list[list[Passed]] = field(default_factory=list)
-    queues: list[deque[Passed]] = field(default_factory=list)
-    """Per session, chunks that its source holds back because one waits already."""
+    sessions: list[_Session] = field(default_factory=list)
+    seats: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
     busy_ns: dict[tuple[int, Kind], int] = field(default_factory=dict)
     passes: dict[tuple[int, Kind, int], int] = field(default_factory=dict)
 
     def run(self) -> Run:
-        self.chunks = [self._captured(n, stream) for n, stream in enumerate(self.streams)]
-        self.queues = [deque() for _ in self.streams]
         self.idle = set(range(self.machine.stages))
-        for session, stream in enumerate(self.streams):
-            self.policy.open(session, session, stream.terms)
-            for chunk in self.chunks[session]:
-                self._at(chunk.ready_ns, self._ready(chunk))
+        for number, stream in enumerate(self.streams):
+            self.sessions.append(_Session(stream, self._captured(number, stream)))
+            self._at(round(stream.begin_s * 1e9), functools.partial(self._open, number))
         while self.events:
             time_ns, _, action = heapq.heappop(self.events)
-            self.waiting_ns += self.inside * (time_ns - self.now_ns)
+            self.waiting_ns += self.ready * (time_ns - self.now_ns)
             self.now_ns = time_ns
             action()
             # What happens at the same instant is known before anything is decided.
             if not self.events or self.events[0][0] > time_ns:
                 self._decide()
-        return Run(
-            tuple(tuple(c) for c in self.chunks),
-            self.busy_ns,
-            self.passes,
-            self.waiting_ns,
-            self.now_ns,
-        )
+        chunks = tuple(tuple(session.chunks) for session in self.sessions)
+        return Run(chunks, self.busy_ns, self.passes, self.waiting_ns, self.now_ns, self.refused)
 
     def _at(self, time_ns: int, action: Callable[[], None]) -> None:
         heapq.heappush(self.events, (time_ns, next(self.numbers), action))
@@ -195,31 +222,95 @@ class _Simulation:
         groups = [tuple(times[a:b]) for a, b in itertools.pairwise([*starts, stream.frames])]
         return [Passed(session, i, group) for i, group in enumerate(groups) if group]
 
-    def _ready(self, chunk: Passed) -> Callable[[], None]:
-        def action() -> None:
-            self.inside += 1
-            self.queues[chunk.session].append(chunk)
+    # Events
 
-        return action
+    def _open(self, number: int) -> None:
+        session = self.sessions[number]
+        if self.ask:
+            answer = self.policy.admit(session.stream.terms, self.now_ns)
+            if not answer.fits:
+                self.refused[number] = answer.why
+                return
+        session.seat = min(set(range(len(self.seats) + 1)) - self.seats)
+        self.seats.add(session.seat)
+        self.policy.open(number, session.seat, session.stream.terms)
+        session.to_come = len(session.chunks)
+        for chunk in session.chunks:
+            self._at(chunk.ready_ns, functools.partial(self._ready, chunk))
+
+    def _ready(self, chunk: Passed) -> None:
+        self.ready += 1
+        self.sessions[chunk.session].held.append(chunk)
+
+    def _finished(self, stage: int, task: Task) -> None:
+        self.idle.add(stage)
+        for job in self.policy.finished(stage, task, self.now_ns):
+            chunk = self.sessions[job.session].inside.pop(job.chunk)
+            chunk.done_ns, chunk.steps = self.now_ns, job.steps
+            self._gone(chunk)
+
+    def _gone(self, chunk: Passed) -> None:
+        """A chunk has left or was dropped; a session ends with its last one."""
+        session = self.sessions[chunk.session]
+        self.ready -= 1
+        session.to_come -= 1
+        if session.to_come == 0:
+            self.seats.remove(session.seat)
+            self.policy.close(chunk.session)
+
+    # Decisions
 
     def _decide(self) -> None:
-        """Hand over what is accepted and let every idle stage choose, until nothing moves."""
-        moved = True
-        while moved:
-            moved = False
-            for session, queue in enumerate(self.queues):
-                while queue and self.policy.accepts(session):
-                    self._arrive(session, queue.popleft())
-            for stage in sorted(self.idle):
-                task = self.policy.next(stage, self.now_ns)
-                if task is not None:
-                    self._begin(stage, task)
-                    moved = True
+        """Hand over what is accepted and let every idle stage choose, until nothing moves. Only
+        then does a newer chunk of a live source take the place of the one that waits.
+        """
+        while self._take() or self._choose() or self._replace():
+            pass
 
-    def _arrive(self, session: int, chunk: Passed) -> None:
-        latency_ns = self.streams[session].terms.latency_ns
-        deadline = None if latency_ns is None else chunk.captured_ns[0] + latency_ns
-        self.policy.arrived(session, chunk.chunk, deadline, self.now_ns)
+    def _take(self) -> bool:
+        moved = False
+        for number, session in enumerate(self.sessions):
+            if session.held and self.policy.accepts(number):
+                chunk, latency_ns = session.held.popleft(), session.stream.terms.latency_ns
+                deadline = None if latency_ns is None else chunk.captured_ns[0] + latency_ns
+                self.policy.arrived(number, session.next_index, deadline, self.now_ns)
+                session.inside[session.next_index] = chunk
+                session.next_index += 1
+                moved = True
+        return moved
+
+    def _choose(self) -> bool:
+        moved = False
+        for stage in sorted(self.idle):
+            task = self.policy.next(stage, self.now_ns)
+            moved |= self._collect()
+            if task is not None:
+                self._begin(stage, task)
+                moved = True
+        return moved
+
+    def _replace(self) -> bool:
+        for number, session in enumerate(self.sessions):
+            if session.held and session.stream.terms.latency_ns is not None:
+                if self.policy.withdraw(number, self.now_ns):
+                    return self._collect()
+                self._drop(session.held.popleft())  # The first chunk keeps its place.
+                return True
+        return False
+
+    def _collect(self) -> bool:
+        """Take note of what the policy dropped."""
+        dropped = self.policy.dropped()
+        for number, index in dropped:
+            session = self.sessions[number]
+            session.next_index -= 1
+            assert index == session.next_index, "only the newest may be dropped"
+            self._drop(session.inside.pop(index))
+        return bool(dropped)
+
+    def _drop(self, chunk: Passed) -> None:
+        chunk.dropped_ns = self.now_ns
+        self._gone(chunk)
 
     def _begin(self, stage: int, task: Task) -> None:
         self.idle.remove(stage)
@@ -229,17 +320,7 @@ class _Simulation:
         key = stage, task.kind
         self.busy_ns[key] = self.busy_ns.get(key, 0) + took_ns
         self.passes[(*key, size)] = self.passes.get((*key, size), 0) + 1
-        self._at(self.now_ns + took_ns, self._finished(stage, task))
-
-    def _finished(self, stage: int, task: Task) -> Callable[[], None]:
-        def action() -> None:
-            self.idle.add(stage)
-            for job in self.policy.finished(stage, task, self.now_ns):
-                chunk = self.chunks[job.session][job.chunk]
-                chunk.done_ns, chunk.steps = self.now_ns, job.steps
-                self.inside -= 1
-
-        return action
+        self._at(self.now_ns + took_ns, functools.partial(self._finished, stage, task))
 
 
 def quantile(values: Sequence[float], share: float) -> float:

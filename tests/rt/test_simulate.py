@@ -42,6 +42,7 @@ def alone_ns(m: Machine, steps: int, batch: int = 1) -> int:
     return vae + steps * sum(pass_ns(m, "denoise", batch))
 
 
+MS = 1_000_000
 steps_ = st.integers(1, 4)
 drawn = chains(limited=False)
 
@@ -82,7 +83,9 @@ busy_streams = st.lists(
         Stream,
         fps=st.sampled_from([5.0, 50.0, 1e6]),
         frames=st.integers(1, 60),
-        terms=st.builds(Terms, st.integers(1, 2)),
+        terms=st.builds(
+            Terms, st.integers(1, 2), latency_ns=st.sampled_from([None, 300 * MS, 3000 * MS])
+        ),
         begin_s=st.sampled_from([0.0, 0.3]),
         jitter_ms=st.sampled_from([0.0, 20.0]),
     ),
@@ -97,11 +100,16 @@ def test_laws_of_any_run(costs: list[Costs], streams: list[Stream], seed: int) -
     m = machine([replace(c, spread=(0.8, 1.0, 1.5)) for c in costs], 2)
     run = simulate(m, streams, seed=seed)
     chunks = [c for session in run.chunks for c in session]
-    sojourns = [c.done_ns - c.ready_ns for c in chunks if c.done_ns is not None]
-    assert len(sojourns) == len(chunks), "all that came in has left"
+    ends = [c.done_ns if c.dropped_ns is None else c.dropped_ns for c in chunks]
+    assert None not in ends, "in = out + dropped when all is over"
+    assert not any(c.done_ns is not None and c.dropped_ns is not None for c in chunks)
+    sojourns = [end - c.ready_ns for c, end in zip(chunks, ends, strict=True) if end is not None]
     assert run.waiting_ns == sum(sojourns), "Little: N T = X R T"
-    for session in run.chunks:
-        assert sorted(session, key=lambda c: c.done_ns or 0) == list(session), "in order"
+    for session, stream in zip(run.chunks, streams, strict=True):
+        left = [c for c in session if c.done_ns is not None]
+        assert sorted(left, key=lambda c: c.done_ns or 0) == left, "in order"
+        assert left[0].chunk == 0, "the first chunk is never dropped"
+        assert stream.terms.latency_ns is not None or len(left) == len(session)
     for stage in range(m.stages):
         assert sum(ns for (s, _), ns in run.busy_ns.items() if s == stage) <= run.end_ns
     assert_bottleneck(m, run)
@@ -115,7 +123,7 @@ def assert_bottleneck(m: Machine, run: Run) -> None:
         for (where, kind), cost in m.table.items():
             if where == stage:
                 per_job = min(cost.pass_ns(b)[0] / b for b in range(1, m.max_batch + 1))
-                jobs = sum(c.steps if kind == "denoise" else 1 for s in run.chunks for c in s)
+                jobs = sum(c.steps if kind == "denoise" else 1 for c in run.done())
                 least += jobs * per_job * m.spread[0]
         assert run.end_ns >= least * (1 - 1e-6)
 
@@ -133,9 +141,8 @@ def test_utilisation_is_throughput_times_demand(costs: list[Costs], streams: lis
         counted[stage, kind] = counted.get((stage, kind), 0) + passes * took
         jobs[stage, kind] = jobs.get((stage, kind), 0) + passes * batch
     assert counted == run.busy_ns
-    chunks = [c for s in run.chunks for c in s]
     for (_, kind), number in jobs.items():
-        assert number == sum(c.steps if kind == "denoise" else 1 for c in chunks)
+        assert number == sum(c.steps if kind == "denoise" else 1 for c in run.done())
 
 
 @settings(deadline=None)
@@ -145,7 +152,7 @@ def test_one_server_is_lindleys_recursion(seed: int, load: float) -> None:
     costs = files()["h100-wan-1.3b-480p-published"]
     m = machine([replace(costs, spread=(1.0,))], 1)
     service = alone_ns(m, 1)
-    stream = Stream(4e9 / service * load, 121, Terms(1, latency_ns=10**15), jitter_ms=150.0)
+    stream = Stream(4e9 / service * load, 121, Terms(1), jitter_ms=150.0)
     run = simulate(m, [stream], seed=seed)
     arrivals = [c.ready_ns for c in run.chunks[0]]
     wait, waits = 0, [0]
@@ -153,6 +160,23 @@ def test_one_server_is_lindleys_recursion(seed: int, load: float) -> None:
         wait = max(0, wait + service - between)
         waits.append(wait)
     assert [c.done_ns - c.ready_ns - service for c in run.chunks[0] if c.done_ns] == waits
+
+
+def test_sessions_are_admitted_while_they_fit_and_leave_room_when_they_end() -> None:
+    """One H200 as modelled: 16 fps at two steps are 30 % of it each."""
+    costs = files()["h200-wan-1.3b-480p-modelled"]
+    m = machine([costs], 2)
+    terms = Terms(2, 2, fps=16.0, latency_ns=600 * MS)
+    offered = [Stream(16.0, 160, terms, begin_s=b) for b in (0.0, 1.0, 2.0, 13.0)]
+    run = simulate(m, offered, ask=True)
+    assert list(run.refused) == [2]
+    assert "at most 85%" in run.refused[2]
+    assert all(c.done_ns is None and c.dropped_ns is None for c in run.chunks[2])
+    for number in (0, 1, 3):
+        ms = [(c.done_ns - c.captured_ns[0]) * 1e-6 for c in run.chunks[number] if c.done_ns]
+        assert len(ms) == len(run.chunks[number])
+        assert max(ms) <= 600
+    assert not simulate(m, offered).refused
 
 
 def test_a_balanced_line_is_as_fast_as_its_slowest_stage() -> None:
