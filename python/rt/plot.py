@@ -74,7 +74,7 @@ def write_panels(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
 
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         floor: dict[float, float] = {}
         for name, points in panel.lines.items():
@@ -99,7 +99,7 @@ def write_panels(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
             axis.set_ylim(bottom=0)
         axis.xaxis.get_major_locator().set_params(integer=panel.whole)
         axis.legend(fontsize="small")
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _save(figure, path)
 
