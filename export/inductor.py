@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,15 @@ ROWS = 64
 _OPTIONS: Mapping[str, object] = {"cpp.dynamic_threads": True}
 """The processor's loops run on as many threads as the runtime says, not as the compiler had."""
 _USER_INPUT = torch.export.graph_signature.InputKind.USER_INPUT
+
+
+WORKING = {"fp32": "float32", "bf16": "bfloat16"}
+"""Precision -> type of the weights, of what a seat keeps and of what flows inside the VAE."""
+_FULL = {
+    *("pixels", "latent", "noisy", "velocity", "clean", "restyled", "embeddings", "token_mask"),
+    *("timestep", "rope_time", "rope", "mask", "modulation", "head_modulation", "x"),
+}
+"""Values along the chain that stay float32: what ops write and read, and the residual stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +67,40 @@ def target() -> str:
     return gpu_architecture() or host()
 
 
+def in_precision(spec: PhaseSpec, precision: str) -> PhaseSpec:
+    """`spec` with the types that its bindings have in a plan of this precision."""
+    working = WORKING[precision]
+
+    def typed(b: Binding) -> Binding:
+        keeps = b.dtype != "float32" or b.tensor in _FULL
+        return b if keeps else replace(b, dtype=working)
+
+    return replace(
+        spec,
+        inputs=tuple(map(typed, spec.inputs)),
+        outputs=tuple(map(typed, spec.outputs)),
+        state=tuple(replace(s, dtype=working) for s in spec.state),
+    )
+
+
 def compile_package(
     spec: PhaseSpec,
     *,
+    precision: str = "fp32",
     may_ignore: Collection[str] = (),
     options: Mapping[str, object] | None = None,
 ) -> Package:
-    """`spec` compiled for this machine. `options` are inductor's own, beside ours.
+    """`spec`, as `in_precision` types it, compiled for this machine; `options` are inductor's own.
 
     Raises Error for an input that the graph does not use, unless it is in `may_ignore`.
     """
-    unit = _InPlace(spec, tuple(spec.module.state_dict()))
+    unit = _InPlace(spec, tuple(spec.module.state_dict()), precision)
     program = unit.export()
     unused, weights = unit.unused(program)
     if lost := unused - set(may_ignore):
         raise Error(f"unused input {min(lost)!r} in an exported graph; remove it from the unit")
     if weights:  # another phase reads them
-        unit = _InPlace(spec, tuple(name for name in unit.weights if name not in weights))
+        unit = _InPlace(spec, tuple(n for n in unit.weights if n not in weights), precision)
         program = unit.export()
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "unit.pt2"
@@ -86,10 +112,11 @@ def compile_package(
         graph=hashlib.sha256(data).hexdigest(),
         torch=torch.__version__,
         device=target(),
-        precision="float32",
+        precision=WORKING[precision],
         arguments=tuple((name, v.dtype, v.shape) for name, v in unit.bindings.items()),
         aliases=unit.aliases,
         weights={},
+        wide=tuple(sorted(_wide(spec.module).intersection(unit.weights))),
     )
     return Package(data, card, unit.weights)
 
@@ -122,14 +149,24 @@ def graph_sha256(path: Path) -> str:
     return read_card(path).graph
 
 
+def _wide(module: nn.Module) -> set[str]:
+    """Weights that stay float32: of normalisations, and what scales and shifts. They are small."""
+    norms = {n for n, m in module.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
+    return {
+        name
+        for name in module.state_dict()
+        if name.rpartition(".")[0] in norms or name.endswith(("modulation", "gamma"))
+    }
+
+
 class _InPlace(nn.Module):
     """A unit that is told where to write: `forward(*inputs and states, *outputs, *weights)`.
 
     The unit's own tensors are hidden from the exporter, so that no weight gets into the package;
-    its tables, which are no weights, do.
+    its tables, which are no weights, do. Autocast decides which operator works in bfloat16.
     """
 
-    def __init__(self, spec: PhaseSpec, weights: tuple[str, ...]) -> None:
+    def __init__(self, spec: PhaseSpec, weights: tuple[str, ...], precision: str) -> None:
         super().__init__()
         self._spec = (spec,)  # in a tuple, so that the unit is no submodule
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,7 +178,14 @@ class _InPlace(nn.Module):
         }
         self.bindings: dict[str, Binding | StateBinding] = inputs | outputs
         own = spec.module.state_dict()
-        self._held = [own[name].detach().to(self._device) for name in weights]
+        # Weights are arguments, so their values do not matter here; they may be on no device.
+        self._working: torch.dtype = getattr(torch, WORKING[precision])
+        wide = _wide(spec.module)
+        kinds = [torch.float32 if name in wide else self._working for name in weights]
+        self._held = [
+            torch.empty_like(own[name], device=self._device, dtype=kind)
+            for name, kind in zip(weights, kinds, strict=True)
+        ]
         self._tables = {
             name: tensor.to(self._device)
             for name, tensor in spec.module.named_buffers()
@@ -154,7 +198,9 @@ class _InPlace(nn.Module):
         given = dict(zip(self.bindings, arguments[:bound], strict=True))
         weights = dict(zip(self.weights, arguments[bound:], strict=True))
         inputs = tuple(given[name] for name in spec.input_names)
-        results = functional_call(spec.module, {**weights, **self._tables}, inputs)
+        lowered = self._working is not torch.float32
+        with torch.autocast(self._device, self._working, enabled=lowered):
+            results = functional_call(spec.module, {**weights, **self._tables}, inputs)
         results = results if isinstance(results, tuple) else (results,)
         for name, result in zip(spec.output_names, results, strict=True):
             given[self.aliases.get(name, name)].copy_(result)

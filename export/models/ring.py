@@ -29,7 +29,8 @@ def ring_write(ring: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     tokens = write_index[:, None] + torch.arange(update.shape[2], device=ring.device)  # [B, S]
     rows = torch.arange(ring.shape[0], device=ring.device)[:, None]
     # index_put is what inductor turns into a write in place; it would copy the ring for a scatter.
-    written: Tensor = torch.ops.aten.index_put(ring, [rows, None, tokens], update.transpose(1, 2))
+    update = update.transpose(1, 2).to(ring.dtype)  # [B, S, N, K]
+    written: Tensor = torch.ops.aten.index_put(ring, [rows, None, tokens], update)
     return written
 
 

@@ -16,7 +16,8 @@ import torch
 from micro_engine import MICRO
 
 from export import inductor, verify
-from export.onnx import weights_of
+from export.onnx import Stored, weights_of
+from export.units import PhaseSpec, parts_of, wan_chain
 from export.verify import run, run_bound, session
 from rt import Pipeline, backends, manifest
 from rt.backends.base import Engine
@@ -177,21 +178,61 @@ def test_bindings_that_do_not_fit_are_refused(packages: Packages) -> None:
         run_bound(engine, plan, feeds | {"strange": feeds["mask"]})
 
 
-@pytest.mark.gpu
-def test_a_captured_package_equals_pytorch_on_the_gpu(
-    cuda: Any, tiny_engine: Path, tmp_path: Path
+@pytest.mark.parametrize("rows", [1, 2])
+def test_bfloat16_is_close_to_float32_and_keeps_the_rings_small(
+    tiny_engine: Path, rows: int
 ) -> None:
-    """Compiled for the GPU, captured as a CUDA graph, replayed over changed inputs."""
+    """Autocast: weights, rings and prompt in bfloat16, the residual stream in float32."""
+    spec = _block()
+    lowered = inductor.in_precision(spec, "bf16")
+    kinds = {b.name: b.dtype for b in (*lowered.inputs, *lowered.outputs)}
+    assert kinds["prompt_k"] == lowered.state[0].dtype == "bfloat16"
+    assert kinds["x"] == kinds["x_next"] == kinds["rope"] == "float32"
     made = manifest.read(tiny_engine)
-    chain = verify.twin(made, tiny_engine, MICRO, True)
+    plan = next(u for u in made.chain if u.name == "block_0").plans["step"]
+    feeds = verify.random_inputs(made, plan, rows, "bf16")
+    expected = verify.run_module(spec, feeds)
+    unit = inductor._InPlace(lowered, tuple(spec.module.state_dict()), "bf16")
+    arrays = [torch.from_numpy(feeds[n]) for n in spec.input_names]
+    given = dict(zip(spec.input_names, arrays, strict=True)) | {"x_next": torch.empty(1)}
+    bound = {n: given[n].to(getattr(torch, v.dtype)) for n, v in unit.bindings.items()}
+    bound["x_next"] = torch.full_like(bound["x"], torch.nan)
+    wide = inductor._wide(spec.module)
+    assert {"modulation", "norm3.weight", "self_attn.norm_q.weight"} <= wide
+    weights = spec.module.state_dict()
+    held = [w.detach() if name in wide else w.detach().bfloat16() for name, w in weights.items()]
+    with torch.no_grad(), inductor._quiet():
+        unit(*bound.values(), *held)
+    for name, array in expected.items():
+        got = bound[unit.aliases.get(name, name)].float().numpy()
+        assert np.linalg.norm(got - array) <= 2e-2 * np.linalg.norm(array), name
+
+
+def _block() -> PhaseSpec:
+    """A block with random weights."""
+    torch.manual_seed(0)
+    chain = wan_chain(MICRO, parts_of(MICRO, 64, 64, text=False), 64, 64, 6)
     spec = next(u for u in chain.units if u.name == "block_0").phases["step"]
-    old = next(u for u in made.chain if u.name == "block_0").plans["step"]
+    for tensor in spec.module.parameters():
+        torch.nn.init.normal_(tensor, std=0.1)
+    return spec
+
+
+@pytest.mark.gpu
+def test_a_captured_package_equals_pytorch_on_the_gpu(cuda: Any, tmp_path: Path) -> None:
+    """Compiled for the GPU, captured as a CUDA graph, replayed over changed inputs."""
+    spec = _block()
     package = inductor.compile_package(spec)
-    shutil.copytree(tiny_engine, tmp_path, dirs_exist_ok=True)
-    stored = weights_of((tiny_engine / old.file).read_bytes())
-    (tmp_path / "block.pt2").write_bytes(inductor.plan(package, stored))
-    engine = InductorBackend(1).load(tmp_path, replace(old, file="block.pt2"))
-    feeds = verify.random_inputs(made, old, 2, "gpu")
+    nowhere = {name: Stored("", 0, 0, "float32", ()) for name in package.weights}
+    path = tmp_path / "block.pt2"
+    path.write_bytes(inductor.plan(package, nowhere))
+    weights = spec.module.state_dict()
+    engine = InductorBackend(1).engine(path, lambda name, _device: weights[name])
+    torch.manual_seed(1)
+    feeds = {
+        name: torch.randn_like(a).numpy() if a.is_floating_point() else a.numpy()
+        for name, a in zip(spec.input_names, spec.arguments(), strict=True)
+    }
     arrays = {name: cuda.zeros(a.shape, a.dtype) for name, a in feeds.items()}
     arrays["x_next"] = cuda.full_like(arrays["x"], np.nan)
     arrays |= {"k_ring_next": arrays["k_ring"], "v_ring_next": arrays["v_ring"]}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .base import Engine, Launch
 CARD = "plan.json"
 """The entry of a package, below its own folder `extra`, that says how to call it."""
 
+Kind = torch.dtype
 Loader = Any  # torch._C._aoti.AOTIModelPackageLoader
 
 
@@ -34,7 +35,8 @@ class Card:
     """How to call a package: its arguments in order, then the weights.
 
     `arguments` are (binding, dtype, shape), `aliases` the outputs that are an input, by name.
-    `weights` are (file, offset, length, dtype stored, shape); all enter as `precision`.
+    `weights` are (file, offset, length, dtype stored, shape); they enter as `precision`, those of
+    `wide` as float32.
     """
 
     graph: str
@@ -44,6 +46,12 @@ class Card:
     arguments: tuple[tuple[str, str, tuple[int | str, ...]], ...]
     aliases: Mapping[str, str]
     weights: Mapping[str, tuple[str, int, int, str, tuple[int, ...]]]
+    wide: tuple[str, ...]
+
+    def kind(self, weight: str) -> Kind:
+        """The type that a weight enters in."""
+        found: Kind = getattr(torch, "float32" if weight in self.wide else self.precision)
+        return found
 
 
 def read_card(package: Path) -> Card:
@@ -54,7 +62,8 @@ def read_card(package: Path) -> Card:
             fields = json.loads(archive.read(name))
         arguments = tuple((n, dtype, tuple(shape)) for n, dtype, shape in fields.pop("arguments"))
         weights = {n: (*w[:4], tuple(w[4])) for n, w in fields.pop("weights").items()}
-        return Card(arguments=arguments, weights=weights, **fields)
+        wide = tuple(fields.pop("wide"))
+        return Card(arguments=arguments, weights=weights, wide=wide, **fields)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise EngineMismatch(f"{package} is no package of this exporter: {error}") from None
 
@@ -85,6 +94,11 @@ class InductorEngine:
         self._file = file
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
+        launch = self.plain(arrays)
+        return capture([launch]) if self._card.device.startswith("sm_") else launch
+
+    def plain(self, arrays: Mapping[str, Array]) -> Launch:
+        """As `bind`, but never captured: for a capture of several launches as one."""
         card = self._card
         declared = {name for name, _, _ in card.arguments} | set(card.aliases)
         if differing := declared ^ set(arrays):
@@ -93,6 +107,8 @@ class InductorEngine:
             )
         tensors = {name: _tensor(array) for name, array in arrays.items()}
         for name, dtype, shape in card.arguments:
+            if dtype == "bfloat16" and tensors[name].dtype == torch.uint16:
+                tensors[name] = tensors[name].view(torch.bfloat16)
             tensor = tensors[name]
             assert tensor.is_contiguous(), name
             if str(tensor.dtype) != f"torch.{dtype}" or not _fits(tensor.shape, shape):
@@ -103,8 +119,7 @@ class InductorEngine:
         for output, given in card.aliases.items():
             assert tensors[output].data_ptr() == tensors[given].data_ptr(), output
         inputs = [*(tensors[name] for name, _, _ in card.arguments), *self._weights]
-        launch = functools.partial(_run, self._loader, inputs, tuple(arrays.values()))
-        return launch if inputs[0].device.type == "cpu" else capture([launch])
+        return functools.partial(_run, self._loader, inputs, tuple(arrays.values()))
 
 
 class InductorBackend:
@@ -119,7 +134,14 @@ class InductorBackend:
         self._weights: dict[tuple[str, int, str], Tensor] = {}
 
     def load(self, directory: Path, plan: Plan) -> Engine:
-        path = directory / plan.file
+        card = read_card(directory / plan.file)
+        return self.engine(
+            directory / plan.file,
+            lambda name, device: self._weight(directory, name, card, device),
+        )
+
+    def engine(self, path: Path, weight: Callable[[str, str], Tensor]) -> InductorEngine:
+        """The package at `path` with `weight(name, device)` for each of its weights."""
         card = read_card(path)
         _check(path, card)
         on_gpu = card.device.startswith("sm_")
@@ -138,13 +160,14 @@ class InductorBackend:
                     f"{path}: torch {torch.__version__} refuses it: {reason}"
                 ) from error
         device = f"cuda:{self._index}" if on_gpu else "cpu"
-        weights = [self._weight(directory, name, card, device) for name in card.weights]
-        return InductorEngine(self._loaders[card.graph], card, weights, plan.file)
+        weights = [weight(name, device).to(device, card.kind(name)) for name in card.weights]
+        return InductorEngine(self._loaders[card.graph], card, weights, path.name)
 
     def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
         """One weight, read once for all units and phases that share it."""
         file, offset, length, stored, shape = card.weights[name]
-        key = (file, offset, card.precision)
+        dtype = card.kind(name)
+        key = (file, offset, str(dtype))
         if key not in self._weights:
             path = directory / file
             size = path.stat().st_size
@@ -152,7 +175,7 @@ class InductorBackend:
                 raise EngineMismatch(f"{path} has {size} bytes, a plan needs {offset + length}")
             data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             values = data[offset : offset + length].view(getattr(torch, stored)).reshape(shape)
-            self._weights[key] = values.to(device, getattr(torch, card.precision))
+            self._weights[key] = values.to(device, dtype)
         return self._weights[key]
 
 
@@ -197,7 +220,9 @@ def _check(path: Path, card: Card) -> None:
 
 
 def _tensor(array: Array) -> Tensor:
-    """The same memory as a tensor."""
+    """The same memory as a tensor. A type that NumPy and CuPy lack comes as its bits."""
+    if isinstance(array, Tensor):
+        return array
     if hasattr(array, "__cuda_array_interface__"):
         return torch.as_tensor(array, device="cuda")
     return torch.from_numpy(array)
