@@ -12,7 +12,7 @@ FRAMES ?= 20000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: gpu ptxas demo test check lint sanitize peers bench bench-peers soak engines clean
+.PHONY: gpu gpu-quick performance ptxas demo test check lint sanitize peers bench bench-peers soak engines clean
 
 $(VENV)/base.stamp: $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -50,16 +50,22 @@ sanitize: $(VENV)/test.stamp
 ptxas:
 	$(PYTHON) csrc/ptxas.py
 
-# Builds for the GPU present, compares device with host, measures into bench/results/.
-gpu:
+# Prepares, checks and measures on the GPU present, in sections of at most 8 minutes; rows go to
+# bench/results/, and what is there is not repeated. A Python that has torch and CuPy is used as it is.
+gpu gpu-quick:
 	@nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU' || \
-	  { echo "make gpu: this machine has no NVIDIA GPU that nvidia-smi can list"; exit 1; }
-	$(MAKE) $(VENV)/test.stamp
-	$(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13"
-	SDRT_CUDA_ARCHS=$$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .) \
-	  $(BIN)/python setup.py -q build_ext --inplace
-	RT_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m bench.ops --device
+	  { echo "make $@: this machine has no NVIDIA GPU that nvidia-smi can list"; exit 1; }
+	@if $(PYTHON) -c "import torch, cupy" 2>/dev/null; then \
+	  PYTHONPATH=python:. $(PYTHON) -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
+	else \
+	  $(MAKE) $(VENV)/test.stamp && \
+	  $(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13" && \
+	  $(BIN)/python -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
+	fi
+
+# docs/performance.md from the rows of build/bench (this machine's processor) and bench/results.
+performance: $(VENV)/test.stamp
+	$(BIN)/python -m bench.performance --collect
 
 check: lint test sanitize
 

@@ -1,0 +1,65 @@
+"""Which backends this machine has, and how far each one gets: present, builds, loads, runs."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.gpu.record import Reading, one_line, refused
+
+MODULES = {
+    "onnxruntime": "onnxruntime",
+    "inductor": "torch",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
+
+
+def backend(name: str) -> Sequence[Reading]:
+    """One reading: 1 where a small engine of this backend builds, loads and runs, else where it
+    stopped and why.
+    """
+    reading = f"backend {name}"
+    try:
+        module = importlib.import_module(MODULES[name])
+    except Exception as error:  # noqa: BLE001 - a library that breaks on import is the answer
+        return (refused(reading, f"present: no ({one_line(error)})"),)
+    here = f"present: {getattr(module, '__version__', 'yes')}"
+    from export.backends import BACKENDS
+    from export.build import Options, build_engines
+    from export.models.presets import PRESETS
+
+    if name not in BACKENDS:
+        return (refused(reading, f"{here}; builds: no (the exporter has no builder for it)"),)
+    tiny = PRESETS["tiny"]
+    small = replace(tiny, name="probe", dit=replace(tiny.dit, blocks=1))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "engines"
+        options = Options(small, 64, 64, out, "probe", backend=name, max_batch=2)
+        try:
+            built = build_engines(options)  # it runs every plan once before it is done
+        except Exception as error:  # noqa: BLE001 - what a backend says of itself is the answer
+            return (refused(reading, f"{here}; builds, loads, runs: no ({one_line(error)})"),)
+        return _streams(reading, here, built.directory)
+
+
+def _streams(reading: str, here: str, engines: Path) -> Sequence[Reading]:
+    """Whether the runtime takes the engine on the first GPU."""
+    import numpy as np
+
+    from rt import Pipeline
+
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in range(9)]
+    text = f"{here}; builds, loads, runs: yes; streams on cuda:0"
+    try:
+        with (
+            Pipeline.load(engines, devices="cuda:0", steps=1) as pipeline,
+            pipeline.session(prompt="x", steps=1) as session,
+        ):
+            count = sum(1 for _ in session.stream(frames))
+    except Exception as error:  # noqa: BLE001 - as above
+        return (Reading(reading, 0.5, "of 1", 1, 1.0, f"{text}: no ({one_line(error)})"),)
+    return (Reading(reading, float(count == len(frames)), "of 1", 1, 1.0, f"{text}: yes"),)

@@ -1,0 +1,69 @@
+"""Time on a GPU: events around launches, medians, and the ceilings that shares are taken of."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from bench.gpu.record import Reading
+
+Launch = Callable[[], object]
+
+
+def median_ms(launch: Launch, runs: int = 20, repeat: int = 1) -> float:
+    """Median time of one launch by events, after three that are not counted."""
+    return statistics.median(times_ms(launch, runs, repeat))
+
+
+def times_ms(launch: Launch, runs: int, repeat: int = 1) -> list[float]:
+    """Times of single launches; short ones are repeated between two events."""
+    for _ in range(3):
+        launch()
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(runs):
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(repeat):
+            launch()
+        stop.record()
+        stop.synchronize()
+        found.append(start.elapsed_time(stop) / repeat)
+    return found
+
+
+COPY = "ceiling: copy of 1 GiB"
+PRODUCT = "ceiling: bf16 product of 8192"
+CONVOLUTION = "ceiling: bf16 convolution, 96 channels, 480x832"
+
+
+def ceilings() -> Sequence[Reading]:
+    """What this GPU reaches at best: random data, sizes that no cache holds."""
+    return _copy(), _product(), _convolution()
+
+
+def _copy() -> Reading:
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    took = median_ms(lambda: target.copy_(source), repeat=5)
+    return Reading(COPY, 2 * source.nbytes / took / 1e6, "GB/s", 20)
+
+
+def _product() -> Reading:
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    c = torch.empty_like(a)
+    took = median_ms(lambda: torch.mm(a, b, out=c), repeat=5)
+    return Reading(PRODUCT, 2 * 8192**3 / took / 1e9, "TFLOP/s", 20)
+
+
+def _convolution() -> Reading:
+    x = torch.randn(4, 96, 480, 832, device="cuda", dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last)
+    weight = torch.randn(96, 96, 3, 3, device="cuda", dtype=torch.bfloat16)
+    weight = weight.to(memory_format=torch.channels_last)
+    took = median_ms(lambda: F.conv2d(x, weight, padding=1), repeat=5)
+    return Reading(CONVOLUTION, 2 * 4 * 480 * 832 * 96 * 96 * 9 / took / 1e9, "TFLOP/s", 20)

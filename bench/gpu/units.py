@@ -1,0 +1,212 @@
+"""Units of large models on a GPU without a checkpoint: packages by `inductor`, random weights made
+on the device, every launch captured.
+
+Time of each unit at batch 1 to 4, of a whole step with all its blocks, of encoding and decoding,
+and of all that a chunk needs, in one CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu import machine, targets
+from bench.gpu.record import Reading
+from bench.gpu.timing import Launch, median_ms
+from export import inductor
+from export.models.dit import Dit, DitIn
+from export.models.presets import PRESETS, ModelConfig, TaehvConfig
+from export.onnx import Stored
+from export.staging import write_whole
+from export.units import (
+    Chain,
+    Parts,
+    PhaseSpec,
+    UnitSpec,
+    concrete,
+    geometry_of,
+    parts_of,
+    wan_chain,
+)
+from rt.backends.inductor import InductorBackend, InductorEngine, capture
+
+BATCHES = (1, 2, 3, 4)
+STEPS = (1, 2, 4)
+DIT = ("dit_in", "block", "dit_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model at one size."""
+
+    model: str
+    height: int
+    width: int
+    vae: str
+
+    @property
+    def name(self) -> str:
+        return targets.model(self.model, f"{self.height}x{self.width}", self.vae)
+
+    @property
+    def size(self) -> str:
+        """The model without its VAE."""
+        return targets.model(self.model, f"{self.height}x{self.width}")
+
+    def config(self) -> ModelConfig:
+        config = PRESETS[self.model]
+        if self.vae == "taehv":
+            return replace(config, name=f"{config.name}-taehv", vae=TaehvConfig())
+        return config
+
+
+def chain_of(case: Case) -> Chain:
+    """All units with the blocks on no device: only shapes of a block's weights matter here."""
+    config = case.config()
+    small = replace(config, dit=replace(config.dit, blocks=1))
+    parts = parts_of(small, case.height, case.width, text=False)
+    geometry = geometry_of(config, case.height, case.width)
+    grid = geometry.latent_height, geometry.latent_width
+    with torch.device("meta"):
+        dit = Dit(config.dit, *grid)
+    dit.dit_in = DitIn(config.dit, *grid)
+    return wan_chain(
+        config, Parts(dit, None, parts.vae), case.height, case.width, config.sampling.window
+    )
+
+
+class Compiled:
+    """Packages of the graphs of a chain, compiled when they are asked for and kept: a run that was
+    cut goes on with them.
+    """
+
+    def __init__(self, folder: Path, precision: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._precision = precision
+        self._backend = InductorBackend(1)
+        self._specs: dict[tuple[str, str], tuple[Path, PhaseSpec]] = {}
+
+    def engine(self, unit: UnitSpec, phase: str = "step") -> tuple[InductorEngine, PhaseSpec]:
+        """An engine with weights of its own, and the unit as it was compiled."""
+        if (unit.graph, phase) not in self._specs:
+            spec = inductor.in_precision(unit.phases[phase], self._precision)
+            path = self._folder / f"{unit.graph}.{phase}.pt2"
+            if not path.is_file():
+                package = inductor.compile_package(spec, precision=self._precision)
+                nowhere = {
+                    name: Stored("", 0, 0, "float32", tuple(tensor.shape))
+                    for name, tensor in spec.module.state_dict().items()
+                }
+                write_whole(path, [inductor.plan(package, nowhere)])
+            self._specs[unit.graph, phase] = path, spec
+        path, spec = self._specs[unit.graph, phase]
+        weights = spec.module.state_dict()
+
+        def weight(name: str, device: str) -> Tensor:
+            shape = weights[name].shape
+            scale = max(1, shape[-1] if len(shape) > 1 else 1) ** -0.5
+            return torch.randn(shape, device=device) * scale
+
+        return self._backend.engine(path, weight), spec
+
+
+def arrays_of(spec: PhaseSpec, rows: int, shared: dict[str, Tensor]) -> dict[str, Any]:
+    """Random arrays for every binding; values along the chain are shared by name, state is not."""
+    found: dict[str, Tensor] = {}
+    for b in (*spec.inputs, *spec.outputs):
+        if b.name not in shared:
+            shared[b.name] = _random(b.name, concrete(b.shape, rows), b.dtype)
+        found[b.name] = shared[b.name]
+    for s in spec.state:
+        found[s.input] = _random(s.input, concrete(s.shape, rows), s.dtype)
+        found[s.output] = found[s.input] if s.mode == "alias" else torch.empty_like(found[s.input])
+    return found
+
+
+def _random(name: str, shape: tuple[int, ...], dtype: str, device: str = "cuda") -> Tensor:
+    kind = getattr(torch, dtype)
+    if name == "mask" or not kind.is_floating_point:
+        return torch.zeros(shape, dtype=kind, device=device)
+    return torch.randn(shape, device=device).to(kind)
+
+
+def readings(case: Case, precision: str, product: float | None, folder: Path) -> Iterator[Reading]:
+    """Everything of one case. `product`: the measured peak in TFLOP/s, for shares."""
+    chain = chain_of(case)
+    key = machine.key_of(machine.facts())
+    compiled = Compiled(folder / f"{case.name.replace(' ', '-')}-{precision}-{key}", precision)
+    yield from _each(case, chain, compiled, product)
+    step = yield from _step(case, chain, compiled, product)
+    if case.vae:
+        yield from _whole(case, chain, compiled, step, product)
+    yield Reading(f"{case.name}: memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+
+
+def _each(case: Case, chain: Chain, compiled: Compiled, product: float | None) -> Iterator[Reading]:
+    """Every graph once, at every batch size that it takes."""
+    seen: set[str] = set()
+    for unit in chain.chain:
+        if unit.graph in seen or (unit.kind in ("encode", "decode") and not case.vae):
+            continue
+        seen.add(unit.graph)
+        engine, spec = compiled.engine(unit)
+        for rows in BATCHES if spec.batched else (1,):
+            launch = engine.bind(arrays_of(spec, rows, {}))
+            took = median_ms(launch)
+            best = _limit(spec.flop * rows, product)
+            name = f"{case.name}: unit {unit.graph}, batch {rows}"
+            yield Reading(name, took, "ms", 20, best)
+
+
+def _step(
+    case: Case, chain: Chain, compiled: Compiled, product: float | None
+) -> Generator[Reading, None, Mapping[int, Launch]]:
+    """A whole step, every block with its own weights and rings, as one graph per batch size."""
+    found: dict[int, Launch] = {}
+    units = [u for u in chain.chain if u.kind in DIT]
+    loaded = [compiled.engine(u) for u in units]
+    flop = sum(spec.flop for _, spec in loaded)
+    # One graph of the largest model leaves no room for rings of four rows.
+    for rows in BATCHES if case.model != "wan-14b" else (1,):
+        shared: dict[str, Tensor] = {}
+        launches = [engine.plain(arrays_of(spec, rows, shared)) for engine, spec in loaded]
+        found[rows] = capture(launches)
+        took = median_ms(found[rows])
+        name = f"{case.size}: step, batch {rows}"
+        yield Reading(name, took, "ms", 20, _limit(flop * rows, product))
+    return found
+
+
+def _whole(
+    case: Case, chain: Chain, compiled: Compiled, step: Mapping[int, Launch], product: float | None
+) -> Iterator[Reading]:
+    """Encoding and decoding of a chunk, then all that a chunk needs when its rows run together."""
+    halves: dict[str, Launch] = {}
+    for kind in ("encode", "decode"):
+        shared: dict[str, Tensor] = {}
+        loaded = [compiled.engine(u) for u in chain.chain if u.kind == kind]
+        launches = [engine.plain(arrays_of(spec, 1, shared)) for engine, spec in loaded]
+        halves[kind] = capture(launches)
+        best = _limit(sum(spec.flop for _, spec in loaded), product)
+        yield Reading(f"{case.name}: {kind}", median_ms(halves[kind]), "ms", 20, best)
+    for steps in STEPS:
+        chunk: Sequence[Launch] = (halves["encode"], step[steps], halves["decode"])
+
+        def run(chunk: Sequence[Launch] = chunk) -> None:
+            for launch in chunk:
+                launch()
+
+        took = median_ms(run)
+        name = f"{case.name}: FPS of the units alone, {steps} steps"
+        yield Reading(name, 4e3 / took, "frames/s", 20)
+
+
+def _limit(flop: int, product: float | None) -> float | None:
+    """Milliseconds that the work takes at the measured peak."""
+    return None if product is None else flop / product / 1e9

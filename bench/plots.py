@@ -1,0 +1,140 @@
+"""Plots of the performance page: units against their limit, FPS against steps, latency, scaling.
+
+A plot is drawn only where rows for it exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.compare import compare
+from bench.gpu.record import Reading, Rows
+
+STEPS = re.compile(r"(?P<model>.+): FPS, (?P<steps>\d) steps")
+SCALING = re.compile(r"(?P<model>.+): FPS of 1 sessions on (?P<devices>\d) logical devices")
+UNIT = re.compile(r"(?P<model>.+): unit (?P<unit>\S+), batch 1")
+
+
+def draw(
+    gpus: Sequence[Rows], cpus: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
+) -> list[str]:
+    """File names of the plots, in the order of the page."""
+    readings = [
+        row.reading
+        for rows in gpus
+        for row in rows.newest().values()
+        if row.reading.value is not None
+    ]
+    drawn = [
+        _units(readings, folder),
+        _fps(gpus, readings, folder),
+        _latency(readings, folder),
+        _scaling(readings, folder),
+        _processor(cpus, folder),
+    ]
+    return [name for name in drawn if name]
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Any, folder: Path, name: str) -> str:
+    """SVG without a date and with fixed identifiers: equal rows give equal files."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "performance", "svg.fonttype": "none"}):
+        figure.savefig(folder / name, metadata={"Date": None})
+    return name
+
+
+def _units(readings: Sequence[Reading], folder: Path) -> str:
+    """Milliseconds of each unit at batch 1 beside what its work takes at the measured peak."""
+    found = [(m, r) for r in readings if (m := UNIT.fullmatch(r.name)) and r.limit]
+    if not found:
+        return ""
+    figure, axes = _figure()
+    names = [f"{m['model']} {m['unit']}" for m, _ in found]
+    axes.barh(names, [r.value for _, r in found], label="measured")
+    axes.barh(names, [r.limit for _, r in found], height=0.4, label="at the measured peak")
+    axes.set_xlabel("ms")
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=6)
+    axes.legend()
+    return _save(figure, folder, "performance-units.svg")
+
+
+def _fps(gpus: Sequence[Rows], readings: Sequence[Reading], folder: Path) -> str:
+    """FPS end to end against steps, with the published numbers as crosses."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for r in readings:
+        if (m := STEPS.fullmatch(r.name)) and r.value is not None:
+            curves.setdefault(m["model"], []).append((int(m["steps"]), r.value))
+    if not curves:
+        return ""
+    figure, axes = _figure()
+    for model, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=model)
+    for c in compare(gpus[0].newest()):
+        if (m := STEPS.fullmatch(c.target.name)) and c.target.published is not None:
+            axes.plot(int(m["steps"]), c.target.published, "kx")
+    axes.plot([], [], "kx", label="published, one H100")
+    axes.set_xlabel("denoising steps")
+    axes.set_ylabel("frames/s")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _save(figure, folder, "performance-fps.svg")
+
+
+def _latency(readings: Sequence[Reading], folder: Path) -> str:
+    """Share of frames that are at most so late."""
+    found = [r for r in readings if r.distribution and "p50" in r.name]
+    if not found:
+        return ""
+    figure, axes = _figure()
+    for r in found:
+        count = len(r.distribution)
+        shares = [i / (count - 1) for i in range(count)]
+        axes.plot(r.distribution, shares, label=r.name.replace("latency p50, ", ""))
+    axes.set_xlabel("latency, ms")
+    axes.set_ylabel("share of frames")
+    axes.legend()
+    return _save(figure, folder, "performance-latency.svg")
+
+
+def _scaling(readings: Sequence[Reading], folder: Path) -> str:
+    """FPS against logical devices of one GPU, which share its hardware."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for r in readings:
+        if (m := SCALING.fullmatch(r.name)) and r.value is not None:
+            curves.setdefault(m["model"], []).append((int(m["devices"]), r.value))
+    if not curves:
+        return ""
+    figure, axes = _figure()
+    for model, points in curves.items():
+        label = f"{model}, measured on logical devices of one GPU"
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set_xlabel("logical devices")
+    axes.set_ylabel("frames/s")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return _save(figure, folder, "performance-scaling.svg")
+
+
+def _processor(cpus: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> str:
+    """Milliseconds a chunk spends in each unit of the demonstration engine."""
+    rows = [r for title, rows in cpus.items() if title.startswith("stream") for r in rows]
+    units = [r for r in rows if r["unit"] == "ms/chunk"]
+    if not units:
+        return ""
+    figure, axes = _figure()
+    axes.barh([r["name"] for r in units], [r["value"] for r in units])
+    axes.set_xlabel("ms per chunk, on the processor")
+    axes.invert_yaxis()
+    return _save(figure, folder, "performance-processor.svg")
