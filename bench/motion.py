@@ -102,6 +102,32 @@ def _controls(found: NDArray[np.float32], reference: float) -> Iterator[float]:
         yield float(control[1])
 
 
+PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "camera", "moon", "coins", "gravel")
+
+
+def reference_data() -> Iterator[str]:
+    """What FLOW_REFERENCE was chosen on, at 480x832: for each photo the pan at which `difference`
+    says full motion, and what a still camera reports with noise of sigma 8 in every picture.
+    """
+    full = reference_of("difference", 480, 832)
+    rng = np.random.default_rng(9)
+    for name in PHOTOS:
+        photo = np.asarray(cv2.resize(_photo(name), (896, 480), interpolation=cv2.INTER_AREA))
+        photo = photo if photo.ndim == 3 else np.repeat(photo[..., None], 3, 2)
+        view = np.ascontiguousarray(photo[:, :832])
+        reached = next(
+            (
+                dx
+                for dx in range(1, 65)
+                if scores([view, photo[:, dx : 832 + dx]], "difference") >= full
+            ),
+            None,
+        )
+        pair = [clip(view + rng.normal(0, 8.0, view.shape)) for _ in range(2)]
+        said = "at no pan up to 64 px" if reached is None else f"at {reached} px"
+        yield f"{name}: difference full {said}; still, noise 8: {scores(pair, 'flow')[0]:.2f} px"
+
+
 SCENES = {
     "still, then ever faster": still_then_pan,
     "steady pan over shading": pan_over_shading,
@@ -138,6 +164,7 @@ def main() -> None:
     axes[1][0].set_ylabel("noise scale s")
     axes[1][0].legend()
     figure.savefig(options.picture, dpi=80)
+    print("\n".join(reference_data()))
 
 
 if __name__ == "__main__":

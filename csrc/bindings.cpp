@@ -60,25 +60,37 @@ void bind_pictures(py::module_& m) {
         },
         py::arg("pixels"), py::arg("out"), py::arg("threads"), py::arg("cuda_stream"));
 
+    m.def("flow_scratch", &flow_scratch, py::arg("height"), py::arg("width"), py::arg("pictures"),
+          py::arg("quality"));
+
     m.def(
         "optical_flow",
-        [](Handle prev, Handle next, const std::string& quality, Handle out, int threads) {
-            const Argument a("prev", prev, 0), b("next", next, 0), to("out", out, 0);
+        [](Handle prev, Handle next, const std::string& quality, Handle out, Handle scratch,
+           int threads, std::uintptr_t cuda_stream) {
+            const Argument a("prev", prev, cuda_stream), b("next", next, cuda_stream);
+            const Argument to("out", out, cuda_stream);
+            const Optional space("scratch", scratch, cuda_stream);
             const Released released;
-            optical_flow(a.array(), b.array(), quality, to.array(), where_of(threads, 0));
+            optical_flow(a.array(), b.array(), quality, to.array(), space.array(),
+                         where_of(threads, cuda_stream));
         },
-        py::arg("prev"), py::arg("next"), py::arg("quality"), py::arg("out"), py::arg("threads"));
+        py::arg("prev"), py::arg("next"), py::arg("quality"), py::arg("out"), py::arg("scratch"),
+        py::arg("threads"), py::arg("cuda_stream"));
 
     m.def(
         "optical_flow_magnitude",
-        [](const py::sequence& frames, Handle last, Handle out, int threads) {
-            const Arguments in("frames", frames, 0);
-            const Optional before("last", last, 0);
-            const Argument to("out", out, 0);
+        [](const py::sequence& frames, Handle last, Handle out, Handle scratch, int threads,
+           std::uintptr_t cuda_stream) {
+            const Arguments in("frames", frames, cuda_stream);
+            const Optional before("last", last, cuda_stream),
+                space("scratch", scratch, cuda_stream);
+            const Argument to("out", out, cuda_stream);
             const Released released;
-            optical_flow_magnitude(in.arrays(), before.array(), to.array(), where_of(threads, 0));
+            optical_flow_magnitude(in.arrays(), before.array(), to.array(), space.array(),
+                                   where_of(threads, cuda_stream));
         },
-        py::arg("frames"), py::arg("last"), py::arg("out"), py::arg("threads"));
+        py::arg("frames"), py::arg("last"), py::arg("out"), py::arg("scratch"), py::arg("threads"),
+        py::arg("cuda_stream"));
 
     m.def(
         "frame_difference",

@@ -58,6 +58,7 @@ int device_of(const void* address) {
 #include "kernels/frames_to_pixels.h"
 #include "kernels/mix_noise.h"
 #include "kernels/noise_control.h"
+#include "kernels/optical_flow.h"
 #include "kernels/pixels_to_frames.h"
 #include "kernels/refresh_sinks.h"
 #include "kernels/renoise.h"
@@ -112,6 +113,14 @@ void noise_control_cuda(const Scores&, const float*, bool, const NoiseRange&, co
     absent();
 }
 void refresh_sinks_cuda(const SinkArrays&, const SinkRules&, CudaStream) {
+    absent();
+}
+void optical_flow_cuda(const FlowPlan&, const Array&, const Array&, const Array&, void*,
+                       CudaStream) {
+    absent();
+}
+void optical_flow_magnitude_cuda(const FlowPlan&, std::span<const Array>, int64_t, float*, void*,
+                                 CudaStream) {
     absent();
 }
 void squared_difference_cuda(const Array&, const Array&, uint64_t*, CudaStream) {

@@ -7,7 +7,6 @@
 #include "device.h"
 #include "kernels/frame_difference.h"
 #include "kernels/frames_to_pixels.h"
-#include "kernels/optical_flow.h"
 #include "kernels/pixels_to_frames.h"
 #include "kernels/threads.h"
 
@@ -141,64 +140,6 @@ void pixels_to_frames(const Array& pixels, const Array& out, Where where) {
                                                narrow(std::min(end - t * rows, rows)));
                      }
                  });
-}
-
-void optical_flow(const Array& prev, const Array& next, const std::string& quality,
-                  const Array& out, Where where) {
-    check_threads(where.threads);
-    check_frame("prev", prev);
-    check_frame("next", next);
-    check_host("prev", prev);
-    check_host("next", next);
-    check_same_shape("next", next, "prev", prev);
-    if (quality != "accurate" && quality != "fast") {
-        throw ArgumentError("quality", "\"" + quality + "\"", "\"accurate\" or \"fast\"");
-    }
-    check_dtype("out", out, {Dtype::f32});
-    check_shape("out", out, {prev.shape[0], prev.shape[1], 2});
-    check_writable("out", out);
-    check_host("out", out);
-    const FlowSettings& settings = quality == "fast" ? kFastFlow : kAccurateFlow;
-    const FlowField field = flow_between(luma_pyramid(prev, settings), luma_pyramid(next, settings),
-                                         settings, where.threads);
-    parallel_for(
-        prev.shape[0], rows_for(kGrainPixels / 4, prev.shape[1]), where.threads,
-        [&](int64_t begin, int64_t end) { expand_flow(field, out, narrow(begin), narrow(end)); });
-}
-
-void optical_flow_magnitude(std::span<const Array> frames, const Array* last, const Array& out,
-                            Where where) {
-    check_threads(where.threads);
-    if (check_frames(frames, true) != kHost) check_host("frames", frames[0]);
-    if (last != nullptr) {
-        check_frame("last", *last);
-        check_host("last", *last);
-        check_same_shape("last", *last, "frames[0]", frames[0]);
-    }
-    const auto count = static_cast<int64_t>(frames.size());
-    check_dtype("out", out, {Dtype::f32});
-    check_shape("out", out, {count, 5});
-    check_contiguous("out", out);
-    check_writable("out", out);
-    check_host("out", out);
-    std::vector<Pyramid> pyramids(count + 1);
-    const int64_t begin_at = last != nullptr ? 0 : 1;
-    const bool heavy = frames[0].shape[0] * frames[0].shape[1] > 16384;
-    const int64_t grain = heavy ? 1 : count + 1;
-    parallel_for(count + 1 - begin_at, grain, where.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin + begin_at; i < end + begin_at; ++i) {
-            pyramids[i] = luma_pyramid(i == 0 ? *last : frames[i - 1], kFastFlow);
-        }
-    });
-    if (last == nullptr) std::fill_n(floats(out), 5, 0.0f);
-    const int64_t pairs = count - begin_at;
-    const int inner = std::max<int>(1, resolve_threads(where.threads) / std::max<int>(1, pairs));
-    parallel_for(pairs, grain, where.threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin + begin_at; i < end + begin_at; ++i) {
-            const FlowField field = flow_between(pyramids[i], pyramids[i + 1], kFastFlow, inner);
-            flow_statistics(field, floats(out) + 5 * i);
-        }
-    });
 }
 
 void frame_difference(std::span<const Array> frames, const Array* last, const Array& out,

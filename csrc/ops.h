@@ -36,10 +36,13 @@ struct RefreshSinks {
 void frames_to_pixels(std::span<const Array> frames, const std::string& matrix, const Array& out,
                       Where where);
 void pixels_to_frames(const Array& pixels, const Array& out, Where where);
+// quality: "accurate" or "fast". scratch: on a device uint8 of flow_scratch bytes; not read on the
+// host. The magnitude is that of the fast flow.
+int64_t flow_scratch(int64_t height, int64_t width, int64_t pictures, const std::string& quality);
 void optical_flow(const Array& prev, const Array& next, const std::string& quality,
-                  const Array& out, Where where);
+                  const Array& out, const Array* scratch, Where where);
 void optical_flow_magnitude(std::span<const Array> frames, const Array* last, const Array& out,
-                            Where where);
+                            const Array* scratch, Where where);
 // sums: on a device int64 [T] to add up in; not read on the host.
 void frame_difference(std::span<const Array> frames, const Array* last, const Array& out,
                       const Array* sums, Where where);

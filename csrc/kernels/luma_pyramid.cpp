@@ -5,8 +5,6 @@
 namespace sdrt {
 namespace {
 
-constexpr int32_t kCoarsest = 16;  // no level below a picture whose shorter side is under this
-
 SDRT_CLONES void add_row(const uint8_t* __restrict in, int64_t n, uint16_t* __restrict sums) {
     for (int64_t i = 0; i < n; ++i) sums[i] = static_cast<uint16_t>(sums[i] + in[i]);
 }
@@ -21,40 +19,36 @@ SDRT_CLONES void luma_of_sums(const uint16_t* __restrict sums, int32_t size, int
             g += sums[3 * i + 1];
             b += sums[3 * i + 2];
         }
-        out[x] = (0.299f * static_cast<float>(r) + 0.587f * static_cast<float>(g) +
-                  0.114f * static_cast<float>(b)) *
-                 scale;
+        out[x] = luma_of(r, g, b, scale);
     }
 }
 
 SDRT_CLONES void halve_rows(const float* __restrict a, const float* __restrict b, int32_t n,
                             float* __restrict out) {
     for (int32_t x = 0; x < n; ++x) {
-        out[x] = 0.25f * (a[2 * x] + a[2 * x + 1] + b[2 * x] + b[2 * x + 1]);
+        out[x] = halve(a + 2 * x, b + 2 * x);
     }
 }
 
-float* add_level(Pyramid& pyramid, int32_t width, int32_t height) {
-    const int32_t stride = width + 2 * kBorder;
-    auto& pixels =
-        pyramid.storage.emplace_back(static_cast<size_t>(stride) * (height + 2 * kBorder));
-    float* origin = pixels.data() + int64_t{kBorder} * stride + kBorder;
-    pyramid.levels.push_back({origin, width, height, stride});
-    return origin;
-}
-
+// Beyond every edge the picture goes on in a straight line for one pixel, and then stays.
 void fill_border(const Luma& level, float* origin) {
+    const int64_t stride = level.stride;
+    const int32_t beside = level.width > 1 ? 1 : 0, last = level.width - 1;
     for (int32_t y = 0; y < level.height; ++y) {
-        float* row = origin + int64_t{y} * level.stride;
-        std::fill(row - kBorder, row, row[0]);
-        std::fill(row + level.width, row + level.width + kBorder, row[level.width - 1]);
+        float* row = origin + y * stride;
+        std::fill(row - kBorder, row, beyond(row[0], row[beside]));
+        std::fill_n(row + level.width, kBorder, beyond(row[last], row[last - beside]));
     }
-    const float* top = origin - kBorder;
-    const float* bottom = top + int64_t{level.height - 1} * level.stride;
-    for (int32_t y = 1; y <= kBorder; ++y) {
-        std::copy_n(top, level.stride, origin - kBorder - int64_t{y} * level.stride);
-        std::copy_n(bottom, level.stride,
-                    origin - kBorder + int64_t{level.height - 1 + y} * level.stride);
+    float* top = origin - kBorder;
+    float* bottom = top + (level.height - 1) * stride;
+    const int64_t below = level.height > 1 ? stride : 0;
+    for (int64_t x = 0; x < stride; ++x) {
+        top[x - stride] = beyond(top[x], top[x + below]);
+        bottom[x + stride] = beyond(bottom[x], bottom[x - below]);
+    }
+    for (int y = 2; y <= kBorder; ++y) {
+        std::copy_n(top - stride, stride, top - y * stride);
+        std::copy_n(bottom + stride, stride, bottom + y * stride);
     }
 }
 
@@ -81,31 +75,22 @@ void finest_level(const Array& frame, int32_t size, const Luma& level, float* or
 
 }  // namespace
 
-Pyramid luma_pyramid(const Array& frame, const FlowSettings& settings) {
-    Pyramid pyramid;
-    auto height = static_cast<int32_t>(frame.shape[0]);
-    auto width = static_cast<int32_t>(frame.shape[1]);
-    while (int64_t{height >> pyramid.first} * (width >> pyramid.first) > settings.area &&
-           std::min(height, width) >> (pyramid.first + 1) > 0 && pyramid.first < 8) {
-        ++pyramid.first;
-    }
-    height >>= pyramid.first;
-    width >>= pyramid.first;
-    float* origin = add_level(pyramid, width, height);
-    finest_level(frame, 1 << pyramid.first, pyramid.levels.back(), origin);
-    while (std::min(height, width) >= kCoarsest) {
-        const Luma above = pyramid.levels.back();
-        height /= 2;
-        width /= 2;
-        origin = add_level(pyramid, width, height);
-        const Luma& level = pyramid.levels.back();
-        for (int32_t y = 0; y < height; ++y) {
-            const float* a = above.data + int64_t{2 * y} * above.stride;
-            halve_rows(a, a + above.stride, width, origin + int64_t{y} * level.stride);
+std::vector<float> luma_pyramid(const FlowPlan& plan, const Array& frame) {
+    std::vector<float> picture(plan.luma_at[plan.levels]);
+    const auto origin = [&](const Luma& level) {
+        return picture.data() + (level.data - picture.data());
+    };
+    const Luma finest = plan.luma(picture.data(), 0);
+    finest_level(frame, 1 << plan.octave, finest, origin(finest));
+    for (int k = 1; k < plan.levels; ++k) {
+        const Luma above = plan.luma(picture.data(), k - 1), level = plan.luma(picture.data(), k);
+        for (int64_t y = 0; y < level.height; ++y) {
+            const float* a = above.data + 2 * y * above.stride;
+            halve_rows(a, a + above.stride, level.width, origin(level) + y * level.stride);
         }
-        fill_border(level, origin);
+        fill_border(level, origin(level));
     }
-    return pyramid;
+    return picture;
 }
 
 }  // namespace sdrt

@@ -1,280 +1,154 @@
-// Dense optical flow, coarse to fine: overlapping 8x8 patches of luma, each moved by Gauss-Newton
-// until it fits (inverse compositional, after Kroeger et al., "Fast optical flow using dense
-// inverse search", ECCV 2016), neighbours offering each other their motion, then averaged into a
-// field. Unlike there, gain and offset of every patch are projected out of its gradients: a change
-// of brightness is no motion. And on every level the patches settle with their neighbours by least
-// squares, each as sure of itself as its texture and what it leaves unexplained allow: noise and
-// edges that slide along themselves are then carried by what is around them.
-//
-// A patch is eight rows of lanes. `V` is one row: eight floats on the host, one float in each of
-// eight neighbouring threads on a device; `sum` adds its lanes up. Everything below is written once
-// for both.
+// Optical flow of pictures on the host and on a device: the plan of a call, and what is made of a
+// finished field. The arithmetic is in flow_patch.h and flow_grid.h.
 #pragma once
 
-#include <cmath>
+#include <span>
 #include <vector>
 
 #include "array.h"
-#include "kernels/host_device.h"
+#include "kernels/flow_grid.h"
 
 namespace sdrt {
-
-constexpr int kPatch = 8;
-constexpr int kBorder = 16;  // replicated pixels around every level, so that patches may leave it
-
-// One level of a pyramid; `data` is pixel (0, 0), rows are `stride` floats apart, kBorder more each
-// way.
-struct Luma {
-    const float* data;
-    int32_t width, height, stride;
-};
-
-struct Motion {
-    float u, v;  // pixels of the level, to the right and down
-    float gain;  // brightness of the second picture over that of the first
-};
-
-// Shape of the search at one level.
-struct FlowGrid {
-    int32_t columns, rows;  // patches
-    int32_t step;           // pixels between them; the last one is moved inwards to fit
-
-    SDRT_HD int32_t origin(int32_t i, int32_t extent) const {
-        const int32_t most = extent > kPatch ? extent - kPatch : 0;
-        return i * step < most ? i * step : most;
-    }
-};
-
-// A patch of the first picture and what a step of its search needs.
-template <typename V>
-struct Patch {
-    V t[kPatch];   // luma less its mean
-    V sx[kPatch];  // rows of (H + damping)^-1 G', G the gradients less their means
-    V sy[kPatch];
-    float tt;            // sum of squares of t
-    float own_x, own_y;  // the step with which the patch itself would answer
-    float xx, xy, yy;    // H: how well the patch pins each direction
-    float off_x, off_y;  // where its texture lies, from its centre
-};
-
-// Squared grey levels; keeps a flat patch from running. One per pixel: pictures come in whole grey
-// levels, and where that is all the texture there is, its steps wander with every change of light.
-constexpr float kDamping = 64.0f;
-
-// A patch alone confuses brightness with motion where its texture is poor, so its gain leans on
-// that of the coarser level, as if so many squared grey levels of texture had already said so.
-constexpr float kCoarsestGain = 200.0f;  // at the coarsest level, which leans on gain 1
-constexpr float kInheritedGain = 1500.0f;
-
-template <typename V>
-SDRT_HD void prepare_patch(const Luma& a, int32_t x, int32_t y, Patch<V>& m) {
-    const float* p = a.data + int64_t{y} * a.stride + x;
-    V sum_t{}, sum_x{}, sum_y{};
-    for (int r = 0; r < kPatch; ++r, p += a.stride) {
-        m.t[r] = V::load(p);
-        const float* q = p + a.stride;
-        const float* o = p - a.stride;
-        m.sx[r] = (V::load(p + 1) - V::load(p - 1)) * 0.25f +
-                  (V::load(o + 1) - V::load(o - 1) + V::load(q + 1) - V::load(q - 1)) * 0.125f;
-        m.sy[r] = (V::load(q) - V::load(o)) * 0.25f +
-                  (V::load(q - 1) - V::load(o - 1) + V::load(q + 1) - V::load(o + 1)) * 0.125f;
-        sum_t = sum_t + m.t[r];
-        sum_x = sum_x + m.sx[r];
-        sum_y = sum_y + m.sy[r];
-    }
-    constexpr float inverse = 1.0f / (kPatch * kPatch);
-    const float mean_t = sum(sum_t) * inverse, mean_x = sum(sum_x) * inverse;
-    const float mean_y = sum(sum_y) * inverse;
-    V tt{}, xx{}, xy{}, yy{}, energy{}, low{};
-    for (int r = 0; r < kPatch; ++r) {
-        m.t[r] = m.t[r] - mean_t;
-        m.sx[r] = m.sx[r] - mean_x;
-        m.sy[r] = m.sy[r] - mean_y;
-        tt = tt + m.t[r] * m.t[r];
-        xx = xx + m.sx[r] * m.sx[r];
-        xy = xy + m.sx[r] * m.sy[r];
-        yy = yy + m.sy[r] * m.sy[r];
-        low = low + energy;  // row r is counted 7 - r times
-        energy = xx + yy;
-    }
-    low = low + V{};
-    m.tt = sum(tt);
-    m.xx = sum(xx);
-    m.xy = sum(xy);
-    m.yy = sum(yy);
-    const float inverse_energy = 1.0f / (m.xx + m.yy + kDamping);
-    m.off_x = (moment(energy) - 3.5f * (m.xx + m.yy)) * inverse_energy;
-    m.off_y = (3.5f * (m.xx + m.yy) - sum(low)) * inverse_energy;
-    const float hxx = m.xx + kDamping, hxy = m.xy, hyy = m.yy + kDamping;
-    const float det = hxx * hyy - hxy * hxy;
-    const float scale = 1.0f / det;
-    V own_x{}, own_y{};
-    for (int r = 0; r < kPatch; ++r) {
-        const V gx = m.sx[r], gy = m.sy[r];
-        m.sx[r] = (gx * hyy - gy * hxy) * scale;
-        m.sy[r] = (gy * hxx - gx * hxy) * scale;
-        own_x = own_x + m.sx[r] * m.t[r];
-        own_y = own_y + m.sy[r] * m.t[r];
-    }
-    m.own_x = sum(own_x);
-    m.own_y = sum(own_y);
-}
-
-// How the second picture, read at the patch moved by `motion`, answers to it.
-struct Response {
-    float dx, dy;  // Gauss-Newton step, for gain 1
-    float gain;
-    float cost;  // mean square of what is left of the patch when the picture has explained it
-};
-
-template <typename V>
-SDRT_HD Response respond(const Patch<V>& m, const Luma& b, int32_t x, int32_t y, Motion motion,
-                         float prior) {
-    // A patch may leave the picture by as much as the border holds, not more.
-    const float low = -(kBorder - 1.0f);
-    const float high_x = b.width + (kBorder - kPatch - 2.0f);
-    const float high_y = b.height + (kBorder - kPatch - 2.0f);
-    float at_x = x + motion.u, at_y = y + motion.v;
-    at_x = at_x > low ? (at_x < high_x ? at_x : high_x) : low;
-    at_y = at_y > low ? (at_y < high_y ? at_y : high_y) : low;
-    const float whole_x = floorf(at_x), whole_y = floorf(at_y);
-    const float fx = at_x - whole_x, fy = at_y - whole_y;
-    const float* p =
-        b.data + static_cast<int64_t>(whole_y) * b.stride + static_cast<int64_t>(whole_x);
-    V above = V::load(p) * (1.0f - fx) + V::load(p + 1) * fx;
-    V dx{}, dy{}, ti{}, i1{}, i2{};
-    for (int r = 0; r < kPatch; ++r) {
-        p += b.stride;
-        const V below = V::load(p) * (1.0f - fx) + V::load(p + 1) * fx;
-        const V i = above * (1.0f - fy) + below * fy;
-        above = below;
-        dx = dx + m.sx[r] * i;
-        dy = dy + m.sy[r] * i;
-        ti = ti + m.t[r] * i;
-        i1 = i1 + i;
-        i2 = i2 + i * i;
-    }
-    const float sum_ti = sum(ti), sum_i = sum(i1);
-    const float ii = sum(i2) - sum_i * sum_i * (1.0f / (kPatch * kPatch));
-    float gain = (sum_ti + prior * motion.gain) / (m.tt + prior);
-    gain = gain > 0.4f ? (gain < 2.5f ? gain : 2.5f) : 0.4f;
-    const float inverse = 1.0f / gain;
-    const float left = (ii * inverse - 2.0f * sum_ti) * inverse + m.tt;
-    return {sum(dx), sum(dy), gain, left * (1.0f / (kPatch * kPatch))};
-}
-
-// Of each Gauss-Newton step only this much is taken: a patch that goes slowly and stops early leans
-// on where it started.
-constexpr float kStep = 0.5f;
-constexpr float kSettled = 0.02f;  // pixels of the level; smaller steps are not taken
-
-// Moves the patch until it fits. Returns where it went and the cost there; a search that runs away
-// or ends worse than it began gives its start back.
-template <typename V>
-SDRT_HD Motion search(const Patch<V>& m, const Luma& b, int32_t x, int32_t y, Motion start,
-                      float prior, int iterations, float& cost) {
-    Motion at = start, best = start;
-    float least = 0.0f;
-    for (int i = 0; i <= iterations; ++i) {
-        const Response r = respond(m, b, x, y, {at.u, at.v, start.gain}, prior);
-        if (i == 0 || r.cost < least) {
-            least = r.cost;
-            best = {at.u, at.v, r.gain};
-        }
-        const float dx = r.dx / r.gain - m.own_x;
-        const float dy = r.dy / r.gain - m.own_y;
-        if (dx * dx + dy * dy < kSettled * kSettled) break;
-        at = {at.u - kStep * dx, at.v - kStep * dy, start.gain};
-        const float far_x = at.u - start.u, far_y = at.v - start.v;
-        if (far_x * far_x + far_y * far_y > kPatch * kPatch) break;
-    }
-    cost = least;
-    return best;
-}
-
-// What is known of the motion of one node of the grid: its own measurement, how much that counts in
-// each direction (H over the noise of the patch), and where in the patch it was made.
-struct Measured {
-    float u, v;
-    float xx, xy, yy;
-    float off_x, off_y;
-};
-
-constexpr float kOwnNoise = 5.0f;  // squared grey levels that a patch is never surer than
-constexpr float kTear = 1.0f;      // pixels; neighbours that differ by more hardly count
-constexpr float kSteepest = 0.2f;  // largest change of motion from pixel to pixel that is believed
-
-template <typename V>
-SDRT_HD Measured measured(const Patch<V>& m, Motion motion, float cost) {
-    const float sure = 1.0f / (cost + kOwnNoise);
-    return {motion.u, motion.v, m.xx * sure, m.xy * sure, m.yy * sure, m.off_x, m.off_y};
-}
-
-// One round of smoothing (of Jacobi, for the least squares of all nodes): the motion that agrees
-// best with the measurement and with the four neighbours, each of which counts `smooth`. `u`, `v`
-// point at the node; neighbours are 1 and `stride` away. `inverse` is 1 over the pixels between
-// opposite neighbours. A measurement made off the centre of its patch is brought there by the slope
-// of the field: a patch that turns or grows says how its texture moves, not how its centre does.
-SDRT_HD void settle_node(const Measured& m, const float* u, const float* v, int64_t stride,
-                         float inverse, float smooth, float* out_u, float* out_v) {
-    const auto slope = [inverse](float before, float after) {
-        const float s = (after - before) * inverse;
-        return s < kSteepest ? (s > -kSteepest ? s : -kSteepest) : kSteepest;
-    };
-    const float mu = m.u - slope(u[-1], u[1]) * m.off_x - slope(u[-stride], u[stride]) * m.off_y;
-    const float mv = m.v - slope(v[-1], v[1]) * m.off_x - slope(v[-stride], v[stride]) * m.off_y;
-    float weight = 1e-6f, wu = 1e-6f * u[0], wv = 1e-6f * v[0];
-    const auto hear = [&](int64_t at) {
-        const float du = u[at] - u[0], dv = v[at] - v[0];
-        const float w = smooth / (1.0f + (du * du + dv * dv) * (1.0f / (kTear * kTear)));
-        weight += w;
-        wu += w * u[at];
-        wv += w * v[at];
-    };
-    hear(-1);
-    hear(1);
-    hear(-stride);
-    hear(stride);
-    const float xx = m.xx + weight, yy = m.yy + weight;
-    const float rx = m.xx * mu + m.xy * mv + wu, ry = m.xy * mu + m.yy * mv + wv;
-    const float over = 1.0f / (xx * yy - m.xy * m.xy);
-    *out_u = (rx * yy - ry * m.xy) * over;
-    *out_v = (ry * xx - rx * m.xy) * over;
-}
-
-// Luma of one frame at the working resolution, 2^first of the full one to each side, and coarser.
-struct Pyramid {
-    int first = 0;
-    std::vector<std::vector<float>> storage;
-    std::vector<Luma> levels;  // finest first
-};
-
-// Motion in pixels of the full resolution, at the working resolution.
-struct FlowField {
-    int32_t width = 0, height = 0;
-    int first = 0;
-    std::vector<Motion> motion;
-};
 
 struct FlowSettings {
     int64_t area;  // most pixels at the working resolution
     int32_t step;
-    int iterations;
-    int rounds;    // of smoothing
-    float smooth;  // what the motion of a neighbour counts there
+    int32_t iterations;
+    int32_t rounds;  // of settling
+    float smooth;    // what the motion of a neighbour counts there
 };
 
 constexpr FlowSettings kFastFlow{32768, 4, 4, 12, 100.0f};
 constexpr FlowSettings kAccurateFlow{131072, 4, 8, 24, 300.0f};
 
-Pyramid luma_pyramid(const Array& frame, const FlowSettings& settings);
-FlowField flow_between(const Pyramid& a, const Pyramid& b, const FlowSettings& settings,
-                       int threads);
+constexpr int kMaxOctave = 8;      // the working resolution is at most 2^8 to each side smaller
+constexpr int kMaxLevels = 20;     // more than the largest picture has
+constexpr int32_t kCoarsest = 16;  // no level below a picture whose shorter side is under this
 
-// Field to float32 [H, W, 2], bilinear; rows [begin, end).
-void expand_flow(const FlowField& field, const Array& out, int32_t begin, int32_t end);
+// Sizes of all levels for one size of picture, finest first, and where each begins in one array of
+// lumas of a picture, or of nodes of a pair.
+struct FlowPlan {
+    int32_t octave;  // of the finest level
+    int32_t levels;
+    int32_t width[kMaxLevels], height[kMaxLevels];
+    int64_t luma_at[kMaxLevels + 1], node_at[kMaxLevels + 1];
+    FlowSettings settings;
 
+    FlowPlan(int64_t full_height, int64_t full_width, const FlowSettings& settings);
+
+    SDRT_HD int32_t stride(int k) const { return width[k] + 2 * kBorder; }
+
+    SDRT_HD FlowGrid grid(int k) const {
+        const auto count = [this](int32_t extent) {
+            return extent <= kPatch ? 1 : (extent - kPatch + settings.step - 1) / settings.step + 1;
+        };
+        return {count(width[k]), count(height[k]), settings.step};
+    }
+
+    SDRT_HD Luma luma(const float* picture, int k) const {
+        const int64_t origin = luma_at[k] + int64_t{kBorder} * stride(k) + kBorder;
+        return {picture + origin, width[k], height[k], stride(k)};
+    }
+
+    SDRT_HD FlowLevel level(const float* a, const float* b, int k) const {
+        return {luma(a, k), luma(b, k),          grid(k),
+                octave + k, settings.iterations, k + 1 < levels ? kInheritedGain : kCoarsestGain};
+    }
+
+    int64_t pixels() const { return int64_t{width[0]} * height[0]; }
+};
+
+// Luma of 2^octave to each side: sums of the three channels, Rec. 601 weights.
+SDRT_HD float luma_of(uint32_t r, uint32_t g, uint32_t b, float scale) {
+    return (0.299f * static_cast<float>(r) + 0.587f * static_cast<float>(g) +
+            0.114f * static_cast<float>(b)) *
+           scale;
+}
+
+SDRT_HD float halve(const float* a, const float* b) {
+    return 0.25f * (a[0] + a[1] + b[0] + b[1]);
+}
+
+// One axis of the bilinear picture of a field at a larger size: the sample before, and how far on.
+SDRT_HD int32_t place_of(int32_t index, int32_t extent, float scale, float& part) {
+    float at = (static_cast<float>(index) + 0.5f) * scale - 0.5f;
+    at = at > 0.0f ? at : 0.0f;
+    at = at < static_cast<float>(extent - 1) ? at : static_cast<float>(extent - 1);
+    const auto whole = static_cast<int32_t>(at);
+    const int32_t low = whole < extent - 1 || extent == 1 ? whole : extent - 2;
+    part = at - static_cast<float>(low);
+    return low;
+}
+
+// Motion of pixel (x, y) of the full picture, from a field at the working resolution.
+SDRT_HD Motion motion_at(const Motion* field, int32_t width, int32_t height, int32_t octave,
+                         int32_t x, int32_t y) {
+    const float scale = 1.0f / static_cast<float>(1 << octave);
+    float fx, fy;
+    const int32_t low_y = place_of(y, height, scale, fy), low_x = place_of(x, width, scale, fx);
+    const int32_t down = height > 1 ? width : 0, right = width > 1 ? 1 : 0;
+    const Motion* p = field + int64_t{low_y} * width + low_x;
+    const auto mix = [&](float a, float b, float c, float d) {
+        return (a + (b - a) * fx) + ((c + (d - c) * fx) - (a + (b - a) * fx)) * fy;
+    };
+    return {mix(p[0].u, p[right].u, p[down].u, p[down + right].u),
+            mix(p[0].v, p[right].v, p[down].v, p[down + right].v), 1.0f};
+}
+
+// Statistics. Lengths are added up as whole numbers of 2^-20 pixels, so that the order in which
+// threads add does not matter; ranks are exact.
+SDRT_HD float length_of(const Motion& m) {
+    return sqrtf(m.u * m.u + m.v * m.v);
+}
+
+SDRT_HD uint64_t units_of(float length) {
+    return static_cast<uint64_t>(length * 1048576.0f);
+}
+
+SDRT_HD float mean_of(uint64_t units, int64_t count) {
+    return static_cast<float>(static_cast<double>(units) /
+                              (1048576.0 * static_cast<double>(count)));
+}
+
+SDRT_HD bool moves(float length) {
+    return length > 0.5f;
+}
+
+// Nearest rank: the place in order of the value that `percent` of `count` do not exceed.
+SDRT_HD int64_t rank_of(int64_t count, int64_t percent) {
+    const int64_t rank = (count * percent + 99) / 100;
+    return rank > 1 ? rank - 1 : 0;
+}
+
+// On the host. Levels of one picture, all in one array; field of one pair at working resolution.
+std::vector<float> luma_pyramid(const FlowPlan& plan, const Array& frame);
+std::vector<Motion> flow_between(const FlowPlan& plan, const std::vector<float>& a,
+                                 const std::vector<float>& b, int threads);
+// Field to float32 [H, W, 2]; rows [begin, end).
+void expand_flow(const FlowPlan& plan, const std::vector<Motion>& field, const Array& out,
+                 int32_t begin, int32_t end);
 // Mean, median, 90th percentile, maximum, share above half a pixel.
-void flow_statistics(const FlowField& field, float out[5]);
+void flow_statistics(const std::vector<Motion>& field, float out[5]);
+
+// Where everything lies in the scratch memory of a call on a device, in bytes from its beginning,
+// which is at a multiple of 256.
+struct FlowScratch {
+    int64_t lumas;       // float [pictures, luma_at[levels]]
+    int64_t found;       // Node [pairs, node_at[1]]: of the level at work, before the offers
+    int64_t nodes;       // Node [pairs, node_at[levels]]
+    int64_t planes;      // float [pairs, 4, plane_size]: u, v and the next u, v of settling
+    int64_t plane_size;  // elements
+    int64_t field;       // Motion [pairs, height, width]
+    int64_t bytes;
+
+    FlowScratch(const FlowPlan& plan, int64_t pictures);
+};
+
+// On a device: pictures of one size, each against the one before.
+void optical_flow_cuda(const FlowPlan& plan, const Array& prev, const Array& next, const Array& out,
+                       void* scratch, CudaStream stream);
+// out: float32 [skip + pictures.size() - 1, 5]; the first `skip` rows become 0.
+void optical_flow_magnitude_cuda(const FlowPlan& plan, std::span<const Array> pictures,
+                                 int64_t skip, float* out, void* scratch, CudaStream stream);
 
 }  // namespace sdrt

@@ -21,7 +21,7 @@ DIFFERENCE_REFERENCE = 0.2
 FLOW_REFERENCE = 0.01
 """Displacement per frame that counts as full motion, as a share of the diagonal: 9.6 px at 480x832,
 a pan over the width in 5 s at 16 fps. On data (docs/motion.md): panned photos reach full motion of
-`difference` at 4 to 14 px, and noise of sigma 8 in front of a still camera stays under 0.6 px.
+`difference` at 3 to 19 px, one never; noise of sigma 8 before a still camera stays under 0.8 px.
 """
 
 

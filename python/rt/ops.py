@@ -87,44 +87,74 @@ def pixels_to_frames(
     return out
 
 
+def flow_scratch(
+    height: int, width: int, pictures: int, quality: Literal["accurate", "fast"] = "fast"
+) -> int:
+    """Bytes of scratch memory that the flow needs on a device, for one call with so many pictures.
+
+    `optical_flow` has two pictures, `optical_flow_magnitude` its frames and `last`.
+    """
+    size: int = _C.flow_scratch(height, width, pictures, quality)
+    return size
+
+
 def optical_flow(
     prev: Array,
     next: Array,
     quality: Literal["accurate", "fast"] = "accurate",
     out: Array | None = None,
     *,
+    scratch: Array | None = None,
     threads: int = 0,
+    cuda_stream: int = 0,
 ) -> Array:
     """Dense motion: what is at (x, y) in `prev` is at (x + u, y + v) in `next`.
 
     prev, next: uint8 [H, W, 3]. out: float32 [H, W, 2] = (u, v), pixels of this resolution, right
-    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016), where a patch
-    has a gain and an offset as well, so that a change of brightness is no motion. Equal pictures
-    give exactly 0. "fast" works at the resolution of `optical_flow_magnitude`.
+    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016), where a change of
+    light is no motion: docs/motion.md. Equal pictures give exactly 0. "fast" works at the
+    resolution of `optical_flow_magnitude`. scratch: uint8 of `flow_scratch` bytes on a device,
+    where it is needed; what it holds before and after means nothing.
     """
     if out is None:
         shape = tuple(prev.shape)
         if len(shape) != 3:
             raise ValueError(f"prev: got shape {list(shape)}, expected [H, W, 3]")
         out = np.empty((shape[0], shape[1], 2), np.float32)
-    _C.optical_flow(prev, next, quality=quality, out=out, threads=threads)
+    _C.optical_flow(
+        prev,
+        next,
+        quality=quality,
+        out=out,
+        scratch=scratch,
+        threads=threads,
+        cuda_stream=cuda_stream,
+    )
     return out
 
 
 def optical_flow_magnitude(
-    frames: Sequence[Array], last: Array | None, out: Array | None = None, *, threads: int = 0
+    frames: Sequence[Array],
+    last: Array | None,
+    out: Array | None = None,
+    *,
+    scratch: Array | None = None,
+    threads: int = 0,
+    cuda_stream: int = 0,
 ) -> Array:
     """How far things move from each frame's predecessor to it, for the noise scale.
 
     frames: T uint8 [H, W, 3] of one size; `last` comes before the first, None: the first row is 0.
     out: float32 [T, 5]: mean, median, 90th percentile (nearest rank) and maximum of the
     displacement in pixels of the frames' resolution, and the share of pixels that move by more than
-    half a pixel.
+    half a pixel. scratch: as in `optical_flow`, for T + 1 pictures; a device takes at most 1024.
     """
     frames = list(frames)
     if out is None:
         out = np.empty((len(frames), 5), np.float32)
-    _C.optical_flow_magnitude(frames, last, out=out, threads=threads)
+    _C.optical_flow_magnitude(
+        frames, last, out=out, scratch=scratch, threads=threads, cuda_stream=cuda_stream
+    )
     return out
 
 

@@ -90,7 +90,12 @@ CALLS: dict[str, tuple[int, Callable[..., Any]]] = {
     "pixels_to_frames": (1, ops.pixels_to_frames),
     "pixels_to_frames, out": (2, ops.pixels_to_frames),
     "optical_flow": (2, ops.optical_flow),
+    "optical_flow, out": (4, lambda a, b, c, d: ops.optical_flow(a, b, "fast", c, scratch=d)),
     "optical_flow_magnitude": (2, lambda a, b: ops.optical_flow_magnitude([a], b)),
+    "optical_flow_magnitude, out": (
+        4,
+        lambda a, b, c, d: ops.optical_flow_magnitude([a], b, c, scratch=d),
+    ),
     "frame_difference": (2, lambda a, b: ops.frame_difference([a], b)),
     "frame_difference, out": (3, lambda a, b, c: ops.frame_difference([a], b, c, sums=c)),
     "noise_control": (3, lambda a, b, c: ops.noise_control(a, b, True, **CONTROL, sigmas=c)),
@@ -108,7 +113,15 @@ FITTING: dict[str, tuple[list[Any], list[str]]] = {
         [np.zeros((3, 1, 4, 4), np.float32), np.zeros((1, 4, 4, 3), np.uint8)], ["<f4", "|u1"],
     ),
     "optical_flow": ([PICTURE, PICTURE], ["|u1", "|u1"]),
+    "optical_flow, out": (
+        [PICTURE, PICTURE, np.zeros((4, 4, 2), np.float32), np.zeros(9, np.uint8)],
+        ["|u1", "|u1", "<f4", "|u1"],
+    ),
     "optical_flow_magnitude": ([PICTURE, PICTURE], ["|u1", "|u1"]),
+    "optical_flow_magnitude, out": (
+        [PICTURE, PICTURE, np.zeros((1, 5), np.float32), np.zeros(9, np.uint8)],
+        ["|u1", "|u1", "<f4", "|u1"],
+    ),
     "frame_difference": ([PICTURE, PICTURE], ["|u1", "|u1"]),
     "noise_control": (
         [np.zeros(4, np.float32), np.full(4, 0.5, np.float32), np.ones(1000, np.float32)],

@@ -145,6 +145,89 @@ def test_frame_difference_is_the_same_on_the_device(
         np.testing.assert_array_equal(got.get(), expected)
 
 
+def drifting(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """A cloudy picture that drifts and gets brighter, with noise."""
+    rng = np.random.default_rng(height)
+    made = rng.normal(0, 1, (height + 2 * count, width + 3 * count, 3)).astype(np.float32)
+    for axis in (0, 1):
+        made = np.add.reduce([np.roll(made, k, axis) for k in range(4)])
+    frames = [
+        made[2 * i : 2 * i + height, 3 * i : 3 * i + width] * (8 + i) + rng.normal(120, 2, 3)
+        for i in range(count)
+    ]
+    return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("quality", ["fast", "accurate"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_flow_is_the_same_on_the_device(
+    cupy: Any, size: tuple[int, int], quality: Any, cut: bool
+) -> None:
+    height, width = size
+    frames = drifting(2, height * (2 if cut else 1), width)
+    on_device = cupy.asarray(frames)
+    if cut:
+        frames, on_device = frames[:, ::-2, ::-1], on_device[:, ::-2, ::-1]
+    expected = ops.optical_flow(frames[0], frames[1], quality)
+    scratch = cupy.full(ops.flow_scratch(height, width, 2, quality), 0xFF, np.uint8)
+    got = cupy.empty(expected.shape, np.float32)
+    ops.optical_flow(on_device[0], on_device[1], quality, got, scratch=scratch)
+    np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("begins", [False, True])
+def test_flow_statistics_are_the_same_on_the_device(
+    cupy: Any, size: tuple[int, int], begins: bool
+) -> None:
+    frames = list(drifting(4, *size))
+    last, listed = (None, frames) if begins else (frames[0], frames[1:])
+    expected = ops.optical_flow_magnitude(listed, last)
+    there = [cupy.asarray(frame) for frame in frames]
+    scratch = cupy.full(ops.flow_scratch(*size, 4), 0xFF, np.uint8)
+    got = cupy.empty(expected.shape, np.float32)
+    before = None if begins else there[0]
+    ops.optical_flow_magnitude(there if begins else there[1:], before, got, scratch=scratch)
+    np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.gpu
+def test_motion_becomes_noise_without_leaving_the_device(cupy: Any) -> None:
+    frames = drifting(5, 480, 832)
+    there = [cupy.asarray(frame) for frame in frames]
+    names: Any = {
+        "reference": 9.6, "s_max": 0.8, "s_min": 0.7, "smoothing": 0.9, "timestep_offset": -100
+    }  # fmt: skip
+    sigmas = np.linspace(1, 0, 1000, endpoint=False, dtype=np.float32)
+    previous = np.array([0, 0.75, 700, 0.7], np.float32)
+    scores = ops.optical_flow_magnitude(list(frames[1:]), frames[0])[:, 2]
+    expected = ops.noise_control(scores, previous, True, **names, sigmas=sigmas)
+    scratch = cupy.empty(ops.flow_scratch(480, 832, 5), np.uint8)
+    table, record = cupy.asarray(sigmas), cupy.asarray(previous)
+    rows, got = cupy.empty((4, 5), np.float32), cupy.empty(4, np.float32)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    ops.optical_flow_magnitude(there[1:], there[0], rows, scratch=scratch, cuda_stream=stream.ptr)
+    ops.noise_control(
+        rows[:, 2], record, True, **names, sigmas=table, out=got, cuda_stream=stream.ptr
+    )
+    stream.synchronize()
+    np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.gpu
+def test_scratch_memory_is_asked_for(cupy: Any) -> None:
+    frames = [cupy.zeros((64, 64, 3), np.uint8) for _ in range(2)]
+    out, few = cupy.empty((2, 5), np.float32), cupy.empty(256, np.uint8)
+    needed = ops.flow_scratch(64, 64, 2)
+    for scratch, got in ((None, "none"), (few, r"uint8 \[256\] on cuda:0")):
+        with pytest.raises(ValueError, match=rf"^scratch: got {got}, expected uint8 \[{needed}\]"):
+            ops.optical_flow_magnitude(frames, None, out, scratch=scratch)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("scores", [[0.0], [3.0, np.nan, 5.5], [1e9], [np.inf, 1.0]])
 @pytest.mark.parametrize("has_previous", [False, True])
