@@ -46,6 +46,7 @@ def cases(height: int, width: int) -> dict[str, tuple[Callable[[], object], int]
     frames = [np.ascontiguousarray(picture[i : i + height, i : i + width]) for i in range(5)]
     chunk, last = frames[1:], frames[0]
     large = [np.repeat(np.repeat(frame, 2, 0), 2, 1) for frame in chunk]
+    nv12 = [rng.integers(0, 255, (3 * height // 2, width), dtype=np.uint8) for _ in range(4)]
     pixels = np.empty((3, 4, height, width), np.float32)
     out = np.empty((4, height, width, 3), np.uint8)
     latent = rng.standard_normal((16, height // 8, width // 8)).astype(np.float32)
@@ -59,6 +60,10 @@ def cases(height: int, width: int) -> dict[str, tuple[Callable[[], object], int]
         "frames_to_pixels, equal size": (
             lambda: ops.frames_to_pixels(chunk, height, width, out=pixels),
             picture_bytes + pixel_bytes,
+        ),
+        "frames_to_pixels, NV12": (
+            lambda: ops.frames_to_pixels(nv12, height, width, out=pixels),
+            picture_bytes // 2 + pixel_bytes,
         ),
         "frames_to_pixels, from twice the size": (
             lambda: ops.frames_to_pixels(large, height, width, out=pixels),
@@ -81,6 +86,35 @@ def cases(height: int, width: int) -> dict[str, tuple[Callable[[], object], int]
             lambda: ops.renoise(latent, latent, sigma, sigma, step=1, out=noisy, **key),
             3 * latent_bytes,
         ),
+    }
+
+
+def sink_cases(xp: Any, blocks: int, heads: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """refresh_sinks in float32: two rows, 256 tokens a frame, window 6, 2 sinks; NumPy or CuPy."""
+    rows, window, sinks, tokens, width, pairs = 2, 6, 2, 256, 64, 12
+    rng = np.random.default_rng(0)
+    ring = (blocks, rows, heads, window * tokens, width)
+    k, v = (xp.asarray(rng.standard_normal(ring, np.float32)) for _ in range(2))
+    time_shape = (blocks, rows, heads, sinks * tokens, 2 * pairs)
+    sink_time = xp.asarray(rng.standard_normal(time_shape, np.float32))
+    index = xp.asarray(np.tile(np.arange(sinks), (blocks, rows, 1)))
+    last, query = (xp.asarray(np.full(rows, window + i)) for i in (3, 4))
+    rules: Any = {
+        "window": window, "sinks": sinks, "tokens_per_frame": tokens, "theta": 1e4,
+        "positions": "window",
+    }  # fmt: skip
+
+    def run(threshold: float | None) -> Callable[[], object]:
+        return lambda: ops.refresh_sinks(
+            k, v, sink_time, index, last, query, threshold=threshold, **rules
+        )
+
+    moved = 2 * sink_time.nbytes
+    # The new frame's keys and values against those of every sink, none of which is like enough.
+    compared = 2 * k.nbytes * (1 + sinks) // window
+    return {
+        "refresh_sinks, sinks moved": (run(None), moved),
+        "refresh_sinks, sinks compared and moved": (run(-1.0), moved + compared),
     }
 
 
@@ -150,13 +184,31 @@ def device_cases(cp: Any) -> dict[str, tuple[Callable[[], object], int]]:
     }  # fmt: skip
     key = {"seed": 0, "session": 0, "chunk": 0}
     listed = list(frames)
+    nv12 = [cp.zeros((1620, 1920), np.uint8) for _ in range(8)]
+    pair = [
+        cp.asarray(frame)
+        for frame in np.random.default_rng(0).integers(0, 255, (5, 480, 832, 3), np.uint8)
+    ]
+    both_nv12 = frames.nbytes // 2 + pixels.nbytes
+    scratch, rows = cp.empty(ops.flow_scratch(480, 832, 5), np.uint8), cp.empty((4, 5), np.float32)
     return {
         "mix_noise": (lambda: ops.mix_noise(x, control, out=out, **key), 2 * x.nbytes),
         "renoise": (
             lambda: ops.renoise(x, v, sigma, sigma, step=1, out=out, **key), 3 * x.nbytes
         ),
         "frames_to_pixels": (lambda: ops.frames_to_pixels(listed, 1080, 1920, pixels), both),
+        "frames_to_pixels, NV12": (
+            lambda: ops.frames_to_pixels(nv12, 1080, 1920, pixels), both_nv12
+        ),
         "pixels_to_frames": (lambda: ops.pixels_to_frames(pixels, frames), both),
+        "optical_flow_magnitude, one pair of 832x480": (
+            lambda: ops.optical_flow_magnitude(pair[1:2], pair[0], rows[:1], scratch=scratch),
+            2 * pair[0].nbytes,
+        ),
+        "optical_flow_magnitude, four pairs of 832x480": (
+            lambda: ops.optical_flow_magnitude(pair[1:], pair[0], rows, scratch=scratch),
+            5 * pair[0].nbytes,
+        ),
         "frame_difference": (
             lambda: ops.frame_difference(listed, listed[0], scores, sums=sums), 2 * frames.nbytes
         ),
@@ -164,6 +216,7 @@ def device_cases(cp: Any) -> dict[str, tuple[Callable[[], object], int]]:
             lambda: ops.noise_control(scores, control, True, **names, sigmas=table, out=out[:4]),
             table.nbytes,
         ),
+        **sink_cases(cp, 30, 12),
         "CuPy: frames -> pixels": (lambda: to_pixels(cp, frames), both),
         "CuPy: pixels -> frames": (lambda: to_frames(cp, pixels), both),
     }  # fmt: skip
@@ -220,6 +273,11 @@ def main() -> None:
                     note,
                 )
             )
+    for name, (run, size) in sink_cases(np, 8, 4).items():
+        took = seconds(run, options.runs)
+        rows.append(
+            Row(name, size / took / 1e9, "GB/s", options.runs, None, f"{took * 1e3:.3f} ms")
+        )
     publish("host ops against memcpy", rows, options.json)
 
 
