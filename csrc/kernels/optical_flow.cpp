@@ -178,7 +178,7 @@ std::vector<Motion> flow_between(const FlowPlan& plan, const std::vector<float>&
         const FlowLevel level = plan.level(a.data(), b.data(), k);
         const bool coarsest = k + 1 == plan.levels;
         const FlowLevel coarser = coarsest ? level : plan.level(a.data(), b.data(), k + 1);
-        const int64_t grain = 1 + 256 / level.grid.columns;
+        const int64_t grain = 1 + 512 / level.grid.columns;
         std::swap(above, nodes);
         std::vector<Node> found(static_cast<size_t>(level.grid.columns) * level.grid.rows);
         nodes.resize(found.size());
@@ -186,7 +186,8 @@ std::vector<Motion> flow_between(const FlowPlan& plan, const std::vector<float>&
             search_rows(level, coarser, coarsest ? nullptr : above.data(),
                         static_cast<int32_t>(begin), static_cast<int32_t>(end), found.data());
         });
-        parallel_for(level.grid.rows, grain, threads, [&](int64_t begin, int64_t end) {
+        // Few nodes are offered anything that they do not have.
+        parallel_for(level.grid.rows, 4 * grain, threads, [&](int64_t begin, int64_t end) {
             offer_rows(level, found.data(), static_cast<int32_t>(begin), static_cast<int32_t>(end),
                        nodes.data());
         });

@@ -177,7 +177,7 @@ __device__ void continue_outwards(float* u, float* v, int columns, int rows) {
 }
 
 // Level k of pair blockIdx.x: all rounds.
-__global__ void __launch_bounds__(kSettlers) settle_kernel(Work work, int k) {
+__global__ void __launch_bounds__(kSettlers, 1) settle_kernel(Work work, int k) {
     const int64_t pair = blockIdx.x;
     const FlowLevel level = work.level(pair, k);
     const Settling settling(level, work.plan.settings.smooth);
@@ -251,7 +251,7 @@ __global__ void expand_kernel(Work work, FlowView out) {
 
 // Row blockIdx.x of the statistics. The values of two ranks are found bit by bit from the top,
 // eight at a time: lengths are not negative, so their bits are in their order.
-__global__ void __launch_bounds__(kSettlers) statistics_kernel(Work work, int skip, float* out) {
+__global__ void __launch_bounds__(kSettlers, 1) statistics_kernel(Work work, int skip, float* out) {
     __shared__ unsigned counts[2][256];
     __shared__ uint32_t prefix[2];
     __shared__ unsigned long long units, rank[2];
