@@ -111,8 +111,8 @@ def optical_flow(
     """Dense motion: what is at (x, y) in `prev` is at (x + u, y + v) in `next`.
 
     prev, next: uint8 [H, W, 3]. out: float32 [H, W, 2] = (u, v), pixels of this resolution, right
-    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016), where a change of
-    light is no motion: docs/motion.md. Equal pictures give exactly 0. "fast" works at the
+    and down. Patch-wise inverse search coarse to fine (Kroeger et al., ECCV 2016), where a change
+    of light is no motion: docs/motion.md. Equal pictures give exactly 0. "fast" works at the
     resolution of `optical_flow_magnitude`. scratch: uint8 of `flow_scratch` bytes on a device,
     where it is needed; what it holds before and after means nothing.
     """
