@@ -38,6 +38,12 @@ LIBRARIES = {
     "cupy": {"devices.py", "backends/tensorrt.py"},
     "rich": {"stream.py", "calibrate.py", "plan.py"},
     "matplotlib": {"plot.py"},
+    "fastapi": {"serve/app.py"},
+    "uvicorn": {"serve/__main__.py"},
+    "prometheus_client": {"serve/app.py", "serve/gauges.py"},
+    "PIL": {"serve/pictures.py"},
+    "msgpack": {"serve/wire.py"},
+    "psutil": {"serve/gauges.py"},
 }
 
 
@@ -114,6 +120,8 @@ def test_import_rt_is_light() -> None:
         "cupy",
         "tensorrt",
         "rich",
+        "fastapi",
+        "PIL",
     ]
     code = f"import sys, rt; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -54,7 +54,8 @@ class SessionConfig:
     per chunk, None = the model's own. motion: what sets the noise strength. start: begin after one
     frame ("fast") or five ("full"). positions: rotary positions, bounded by the window or absolute.
     sinks: replaced when the scene changes, or kept. fit: how a picture of another aspect ratio
-    meets the engine's size.
+    meets the engine's size. noise_range: noise scale of the fastest and of a resting picture, None
+    = the model's own.
     """
 
     prompt: Prompt
@@ -66,6 +67,7 @@ class SessionConfig:
     positions: Positions = "window"
     sinks: Sinks = "adaptive"
     fit: Fit = "crop"
+    noise_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
@@ -83,6 +85,8 @@ class SessionConfig:
         _check_choice("positions", self.positions, Positions)
         _check_choice("sinks", self.sinks, Sinks)
         _check_choice("fit", self.fit, Fit)
+        if self.noise_range is not None:
+            _check_range("noise_range", self.noise_range)
 
 
 def check_prompt(prompt: Prompt) -> None:
@@ -130,6 +134,14 @@ def _check_positive(name: str, value: Any, most: int, unit: str) -> None:
 def _check_int(name: str, value: Any, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number from {least} to {most}")
+
+
+def _check_range(name: str, value: Any) -> None:
+    pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, Real) for v in value)
+    if not pair or not 0 < value[0] <= value[1] <= 1:
+        raise ConfigError(
+            f"{name}: got {value!r}, expected a pair (low, high), 0 < low <= high <= 1"
+        )
 
 
 def _check_choice(name: str, value: str, choices: Any) -> None:

@@ -319,13 +319,14 @@ class Stage:
         elif work.last_picture is not None and work.config.motion == "difference":
             scores = ops.frame_difference(work.pictures, work.last_picture, threads=threads)
         continues = work.last_picture is not None and work.previous_control is not None
+        s_min, s_max = work.config.noise_range or (m.noise.s_min, m.noise.s_max)
         ops.noise_control(
             np.ascontiguousarray(scores),
             work.previous_control if work.previous_control is not None else np.zeros(4, np.float32),
             continues,
             reference=reference_of(work.config.motion, *work.pictures[0].shape[:2]),
-            s_max=m.noise.s_max,
-            s_min=m.noise.s_min,
+            s_max=s_max,
+            s_min=s_min,
             smoothing=m.noise.smoothing,
             timestep_offset=m.noise.timestep_offset,
             sigmas=self._sigmas,

@@ -1,0 +1,112 @@
+"""`python -m rt.serve`: one process, one pipeline, one page. It owns signals and exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+
+from ..errors import ConfigError, Error
+from . import options
+from .app import build
+from .guard import is_loopback
+from .hub import Hub
+from .journal import Journal
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but the first SIGTERM or Ctrl-C drains: no new session, open ones may end."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self._hub = hub
+        self._signals = 0
+        self._until_s: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        # Between any two instructions: only a number may change here.
+        self._signals += 1
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._signals and self._until_s is None:
+            self._until_s = time.monotonic() + self._hub.limits.drain_s
+            self._hub.drain()
+        if self._until_s is not None:
+            over = self._signals > 1 or time.monotonic() >= self._until_s
+            self.should_exit = self.should_exit or over or not self._hub.sessions()
+        if self.should_exit:
+            # Sockets are closed by their own tasks, which see that their session has ended.
+            for live in self._hub.sessions():
+                await asyncio.to_thread(self._hub.end, live, "shutdown")
+        return await super().on_tick(counter)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 ended, 1 failed, 2 wrong usage; errors in one line on standard error."""
+    try:
+        return run(arguments)
+    except Error as error:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return error.exit_code
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    chosen = options.parser().parse_args(arguments)
+    plan, access = options.plan(chosen), options.access(chosen)
+    listening = _listen(chosen.host, chosen.port)
+    journal = Journal(chosen.log)
+    hub = Hub(plan, journal)
+    where = f"http://{_shown(chosen.host)}:{listening.getsockname()[1]}/"
+    if access.token is not None:
+        where += f"#token={access.token}"  # a fragment: it reaches no log and no other server
+
+    def loaded() -> None:
+        if hub.failure is not None:
+            server.should_exit = True
+        else:
+            print(f"open {where}", flush=True)
+
+    config = uvicorn.Config(
+        build(hub, access, loaded),
+        ws="websockets-sansio",
+        ws_max_size=plan.limits.frame_bytes,
+        ws_per_message_deflate=False,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config, hub)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    server.run([listening])
+    if hub.failure is not None:
+        raise hub.failure
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"host, port: got {host}:{port} ({error.strerror}); name another, 0 for a free one"
+        ) from error
+    return listening
+
+
+def _shown(host: str) -> str:
+    name = "localhost" if is_loopback(host) else host
+    return f"[{name}]" if ":" in name else name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""A session as a client sees it: options that change, counters that outlive a restart, one viewer.
+
+Steps, noise range, motion and SLO belong to the frozen options of an `rt.Session`, so changing them
+begins another one in the same seat. All methods may block: they are called off the event loop,
+except `offer`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..errors import ConfigError, Error
+from ..frame import Frame
+from ..metrics import Histogram, Report
+from ..pipeline import Pipeline
+from .run import Pixels, Run, Waiting
+from .schema import (
+    Latency,
+    SessionOptions,
+    SessionStatus,
+    SessionUpdate,
+    changed,
+    fields_of,
+    prompt_of,
+)
+
+RECENT_S = 5.0
+"""What FPS and percentiles of a status are measured over."""
+
+
+class Viewer(Protocol):
+    """Who sees a session. Called on threads of the session; must not block."""
+
+    def show(self, frame: Frame, latency_ms: float, late: bool) -> None: ...
+    def fail(self, error: Error) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Frames since the session was opened. entered = on time + late + dropped + in flight."""
+
+    entered: int = 0
+    on_time: int = 0
+    late: int = 0
+    dropped: int = 0
+    in_flight: int = 0
+    replaced: int = 0
+
+    def plus(self, report: Report, replaced: int) -> Counts:
+        return Counts(
+            self.entered + report.frames_in,
+            self.on_time + report.frames_on_time,
+            self.late + report.frames_late,
+            self.dropped + report.frames_dropped,
+            report.frames_in_flight,
+            self.replaced + replaced,
+        )
+
+
+class Live:
+    """One client's session. `seen` is called with the latency in ms of every restyled frame."""
+
+    def __init__(
+        self,
+        number: str,
+        pipeline: Pipeline,
+        options: SessionOptions,
+        seen: Callable[[float], None],
+        first_seen: Callable[[float], None],
+    ) -> None:
+        self.id = number
+        self.options = options
+        self.opened_s = self.active_s = time.monotonic()
+        self.ended = False
+        self._pipeline = pipeline
+        self._seen, self._first_seen = seen, first_seen
+        self._lock = threading.Lock()
+        self._viewer: Viewer | None = None
+        self._past = Counts()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=1024)
+        self._ttff_ms: float | None = None
+        self._first_in_ns: int | None = None
+        self._run = self._begin(options)
+
+    # Frames
+
+    def offer(self, pixels: Pixels, pts_s: float) -> None:
+        """The newest frame of the source. Returns at once."""
+        self.active_s = time.monotonic()
+        now_ns = time.perf_counter_ns()
+        if self._first_in_ns is None:
+            self._first_in_ns = now_ns
+        self._run.offer(Waiting(pixels, pts_s, now_ns))
+
+    def attach(self, viewer: Viewer) -> None:
+        """From now on `viewer` is shown every frame. Raises ConfigError if there is one already."""
+        with self._lock:
+            if self._viewer is not None:
+                raise ConfigError(f"session {self.id[:6]}: a stream is attached; open another")
+            self._viewer = viewer
+
+    # Control
+
+    def update(self, update: SessionUpdate) -> int:
+        """Returns the first chunk that the change touches."""
+        with self._lock:
+            if self.ended:
+                raise ConfigError(f"session {self.id[:6]}: is over; open another")
+            options = changed(self.options, update)
+            if update.restarts():
+                fields_of(options)
+                self._restart(options)
+                return 0
+            if update.prompt is None:
+                raise ConfigError("update: nothing to change; name a prompt or an option")
+            chunk = self._run.session.update(
+                prompt=prompt_of(update.prompt), transition_chunks=update.transition_chunks
+            )
+            self.options = options
+            return chunk
+
+    def counts(self) -> Counts:
+        """Of all runs so far."""
+        with self._lock:
+            return self._counts()
+
+    def status(self) -> SessionStatus:
+        """Everything the page shows."""
+        with self._lock:
+            report, counts, steps = self._run.session.report(), self._counts(), self.steps
+            now_s = time.monotonic()
+            recent = [ms for at_s, ms in list(self._recent) if now_s - at_s <= RECENT_S]
+        chunk = report.chunks[-1] if report.chunks else None
+        return SessionStatus(
+            id=self.id,
+            age_s=now_s - self.opened_s,
+            frames_in=counts.entered,
+            frames_on_time=counts.on_time,
+            frames_late=counts.late,
+            frames_dropped=counts.dropped,
+            frames_in_flight=counts.in_flight,
+            frames_replaced=counts.replaced,
+            ttff_ms=self._ttff_ms,
+            fps=len(recent) / min(RECENT_S, max(0.5, now_s - self.opened_s)),
+            latency_ms=percentiles(recent),
+            slo_ms=self.options.slo_ms,
+            miss_share=counts.late / max(1, counts.entered),
+            motion_score=None if chunk is None else chunk.motion_score,
+            noise_scale=None if chunk is None else chunk.noise_scale,
+            steps=steps,
+            remarks=list(self._run.session.remarks[-4:]),
+        )
+
+    @property
+    def steps(self) -> int:
+        return self._run.session.steps
+
+    def close(self) -> Counts:
+        """End it; idempotent. What was counted."""
+        with self._lock:
+            if not self.ended:
+                self.ended = True
+                self._run.close()
+            return self._counts()
+
+    # Inside
+
+    def _begin(self, options: SessionOptions) -> Run:
+        session = self._pipeline.session(**fields_of(options))
+        frames = self._pipeline.manifest.geometry.frames_per_chunk
+        return Run(session, frames, self._show, self._fail)
+
+    def _restart(self, options: SessionOptions) -> None:
+        self._run.close()
+        self._past = self._counts()
+        try:
+            self._run = self._begin(options)
+        except Error:  # The options were wrong for this engine: go on as before.
+            self._run = self._begin(self.options)
+            raise
+        self.options = options
+
+    def _counts(self) -> Counts:
+        return self._past.plus(self._run.session.report(), self._run.replaced)
+
+    def _show(self, frame: Frame) -> None:
+        now_ns = time.perf_counter_ns()
+        latency_ms = (now_ns - frame.captured_ns) * 1e-6
+        if self._ttff_ms is None and self._first_in_ns is not None:
+            self._ttff_ms = (now_ns - self._first_in_ns) * 1e-6
+            self._first_seen(self._ttff_ms)
+        self._recent.append((time.monotonic(), latency_ms))
+        self._seen(latency_ms)
+        if (viewer := self._viewer) is not None:
+            viewer.show(frame, latency_ms, latency_ms > self.options.slo_ms)
+
+    def _fail(self, error: Error) -> None:
+        if (viewer := self._viewer) is not None:
+            viewer.fail(error)
+
+
+def percentiles(values_ms: list[float]) -> Latency:
+    """p50 and p99, as the runtime measures them."""
+    histogram = Histogram()
+    for value in values_ms:
+        histogram.add(value)
+    summary = histogram.summary()
+    return Latency(p50=summary.p50, p99=summary.p99)
