@@ -9,10 +9,11 @@ PROMPT ?= pencil sketch
 ENGINES ?= engines/tiny
 OUTPUT ?= demo.mp4
 FRAMES ?= 20000
+PORT   ?= 8000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: gpu gpu-quick performance ptxas demo test check lint sanitize peers bench bench-peers soak engines clean
+.PHONY: gpu gpu-quick performance ptxas demo test check lint sanitize peers bench bench-peers soak engines clean live browser
 
 $(VENV)/base.stamp: $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -33,6 +34,19 @@ demo: export DEMO_OUTPUT = $(OUTPUT)
 demo: $(VENV)/base.stamp
 	$(BIN)/python -m rt.stream $(if $(INPUT),--input "$$DEMO_INPUT",--scene) \
 	  --output "$$DEMO_OUTPUT" --prompt "$$DEMO_PROMPT" --engines "$(ENGINES)" --side-by-side
+
+$(VENV)/serve.stamp: $(VENV)/base.stamp
+	$(PIP) --editable '.[serve]'
+	touch $@
+
+# The page: http://localhost:8000/
+live: $(VENV)/serve.stamp
+	$(BIN)/python -m rt.serve --engines "$(ENGINES)" --steps 4 --port "$(PORT)"
+
+# The tests that drive the page; the others leave them out where no chromium is.
+browser: $(VENV)/test.stamp
+	@command -v chromium >/dev/null || { echo "make browser: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pytest tests/rt/serve/test_page.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest

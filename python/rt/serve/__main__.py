@@ -70,7 +70,7 @@ def run(arguments: Sequence[str] | None) -> int:
         if hub.failure is not None:
             server.should_exit = True
         else:
-            print(f"open {where}", flush=True)
+            print("ready", flush=True)
 
     config = uvicorn.Config(
         build(hub, access, loaded),
@@ -84,6 +84,7 @@ def run(arguments: Sequence[str] | None) -> int:
     )
     server = Server(config, hub)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print(f"{where} (loading {plan.engines})", flush=True)
     server.run([listening])
     if hub.failure is not None:
         raise hub.failure
@@ -96,6 +97,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         raise ConfigError(
             f"host, port: got {host}:{port} ({error.strerror}); name another, 0 for a free one"

@@ -185,6 +185,7 @@ class Hub:
             noise_high=noise.s_max,
             backend=f"{status.backend} ({status.library})",
             devices=[stage.device for stage in status.placement],
+            styles=list(manifest.text.styles),
         )
 
 

@@ -14,13 +14,20 @@ FASTER = 0.97
 WAITED_S = 0.003
 """Less than this is no waiting."""
 
-LARGEST_S = 1.0
+DROPPED = 1.25
+"""What the spacing grows by when the pipeline dropped frames instead of letting them wait."""
+
+SMALLEST_S, LARGEST_S = 0.001, 1.0
 
 
-def next_spacing(spacing_s: float, waited_s: float, frames_per_chunk: int) -> float:
-    """Seconds between two frames to take, after one that waited `waited_s` for room."""
+def next_spacing(spacing_s: float, waited_s: float, dropped: int, frames_per_chunk: int) -> float:
+    """Seconds between two frames to take, after one that waited `waited_s` for room and during
+    which `dropped` frames were given up.
+    """
+    if dropped:
+        return min(LARGEST_S, max(spacing_s, 0.02) * DROPPED)
     if waited_s < WAITED_S:
-        return spacing_s * FASTER
+        return max(SMALLEST_S, spacing_s * FASTER)
     return min(LARGEST_S, spacing_s + SLOWER * waited_s / frames_per_chunk)
 
 

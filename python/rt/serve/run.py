@@ -52,7 +52,7 @@ class Run:
         self._changed = threading.Condition()
         self._waiting: Waiting | None = None
         self._over = False
-        self._spacing_s = 0.0
+        self._spacing_s = pace.SMALLEST_S
         self._last_pts_s: float | None = None
         self._threads = [
             threading.Thread(target=work, name=f"live-{session.number}-{name}", daemon=True)
@@ -82,7 +82,7 @@ class Run:
                 thread.join()
 
     def _feed(self) -> None:
-        index = 0
+        index = dropped = 0
         while (frame := self._take()) is not None:
             try:
                 rgb = frame.pixels()
@@ -91,12 +91,14 @@ class Run:
             except Error as error:
                 self._tell(error)
                 return
-            index += 1
             waited_s = time.perf_counter() - start_s
+            index += 1
+            before, dropped = dropped, self.session.report().frames_dropped
             with self._changed:
                 self._last_pts_s = frame.pts_s
-                floor_s = self._spacing_s or 0.001
-                self._spacing_s = pace.next_spacing(floor_s, waited_s, self._frames_per_chunk)
+                self._spacing_s = pace.next_spacing(
+                    self._spacing_s, waited_s, dropped - before, self._frames_per_chunk
+                )
 
     def _take(self) -> Waiting | None:
         with self._changed:

@@ -108,6 +108,7 @@ class Engine(BaseModel):
     noise_high: float
     backend: str
     devices: list[str]
+    styles: list[str]
 
 
 class Failure(BaseModel):

@@ -58,7 +58,7 @@ export class Chart {
       c.beginPath();
       let pen = false;
       this.values[i].forEach((value, n) => {
-        if (value === null) { pen = false; return; }
+        if (value === null) return;
         const x = w - (this.values[i].length - 1 - n) * (w / (KEPT - 1)) - 2;
         const y = h - 2 - (value / most) * (h - 4);
         pen ? c.lineTo(x, y) : c.moveTo(x, y);

@@ -4,8 +4,7 @@ import { Chart } from "./charts.js";
 import { Session, api } from "./session.js";
 import { Source } from "./source.js";
 
-const STYLES = ["realistic", "pencil sketch", "comic", "neon edges", "oil painting", "sepia film",
-  "autumn", "thermal"];
+const STYLES = ["pencil sketch", "comic", "oil painting", "watercolour", "anime", "neon"];
 const $ = (id) => document.getElementById(id);
 const output = $("output").getContext("2d", { alpha: false });
 const source = new Source($("input"));
@@ -28,7 +27,7 @@ function alertUser(error) {
 const box = $("charts");
 const charts = {
   fps: new Chart(box, "Frames per second", "", [{ colour: "--good" }], { digits: 1, floor: 5 }),
-  latency: new Chart(box, "Latency p50 / p99, budget", "ms", [
+  latency: new Chart(box, "Latency p50 / p99", "ms", [
     { colour: "--blue" }, { colour: "--accent" }, { colour: "--bad", dashed: true, hidden: true },
   ]),
   misses: new Chart(box, "Frames late", "%", [{ colour: "--bad" }], { digits: 1, floor: 10 }),
@@ -36,14 +35,20 @@ const charts = {
   noise: new Chart(box, "Noise scale", "", [{ colour: "--accent" }], { digits: 3, floor: 0.3 }),
 };
 let before = null;
+let starved = 0;
 
 function showStatus(status) {
   const late = status.frames_late - (before?.frames_late ?? 0);
   const out = late + status.frames_on_time - (before?.frames_on_time ?? 0);
   before = status;
+  // A budget that this machine cannot hold shows nothing at all: say so.
+  starved = out > 0 ? 0 : starved + 1;
+  if (starved === 8) {
+    alertUser(`no frame came within ${status.slo_ms} ms of its capture lately: allow a larger budget`);
+  }
   charts.fps.add(status.fps);
   charts.latency.add(status.latency_ms.p50, status.latency_ms.p99, status.slo_ms);
-  charts.misses.add(out > 0 ? (100 * late) / out : 0);
+  charts.misses.add(out > 0 ? (100 * late) / out : null);
   charts.motion.add(status.motion_score);
   charts.noise.add(status.noise_scale);
   say("live", `live, ${status.steps} ${status.steps === 1 ? "step" : "steps"}`);
@@ -125,6 +130,7 @@ async function start() {
     await opening.open({ prompt: prompt(), ...settings() });
     session = opening;
     before = null;
+    starved = 0;
     $("start").textContent = "Stop";
     $("record").disabled = false;
   } catch (error) {
@@ -177,16 +183,20 @@ function record() {
 
 // Controls
 
-STYLES.forEach((style) => {
-  const chip = document.createElement("button");
-  chip.type = "button";
-  chip.textContent = style;
-  chip.addEventListener("click", () => {
-    $("prompt").value = style;
-    promptChanged(0);
+function offer(styles) {
+  styles.slice(0, 9).forEach((style, n) => {
+    const chip = document.createElement("button");
+    chip.type = "button";
+    chip.textContent = style;
+    chip.title = `Key ${n + 1}`;
+    chip.addEventListener("click", () => {
+      $("prompt").value = style;
+      promptChanged(0);
+    });
+    $("styles").append(chip);
   });
-  $("styles").append(chip);
-});
+}
+
 for (const id of ["prompt", "second", "weight"]) $(id).addEventListener("input", () => promptChanged(300));
 $("transition").addEventListener("input", showValues);
 for (const id of ["steps", "motion", "slo", "low", "high"]) {
@@ -204,7 +214,7 @@ $("record").addEventListener("click", record);
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=text], select");
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.key >= "1" && event.key <= "8") $("styles").children[event.key - 1].click();
+  if (event.key >= "1" && event.key <= "9") $("styles").children[event.key - 1]?.click();
   else if (event.key === "s" && !$("start").disabled) $("start").click();
   else if (event.key === "r" && !$("record").disabled) record();
 });
@@ -219,6 +229,8 @@ async function greet() {
       canvas.height = engine.height;
     }
     for (let n = 1; n <= engine.most_steps; n++) $("steps").add(new Option(n, n, n === engine.steps, n === engine.steps));
+    // A small model knows only some styles; any other takes every text.
+    offer(engine.styles.length ? engine.styles : STYLES);
     $("low").value = engine.noise_low;
     $("high").value = engine.noise_high;
     alertUser(null);
