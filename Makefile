@@ -79,6 +79,7 @@ gpu gpu-quick:
 
 # docs/performance.md from the rows of build/bench (this machine's processor) and bench/results.
 performance: $(VENV)/test.stamp
+	$(BIN)/python -m bench.simulated
 	$(BIN)/python -m bench.performance --collect
 
 check: lint test sanitize

@@ -49,6 +49,11 @@ def device_rows(folder: Path) -> dict[str, list[CpuRow]]:
     return _tables(p for p in sorted(folder.glob("*.jsonl")) if not p.name.startswith("gpu-"))
 
 
+def simulated_rows(folder: Path) -> dict[str, list[CpuRow]]:
+    """The same for what no device has run (bench.simulated)."""
+    return _tables(sorted((folder / "simulated").glob("*.jsonl")))
+
+
 def _tables(paths: Iterable[Path]) -> dict[str, list[CpuRow]]:
     found: dict[str, list[CpuRow]] = {}
     for path in paths:
@@ -63,8 +68,11 @@ def page(
     cpus: Mapping[str, Sequence[CpuRow]],
     plots: Sequence[str],
     operators: Mapping[str, Sequence[CpuRow]] = MappingProxyType({}),
+    simulated: Mapping[str, Sequence[CpuRow]] = MappingProxyType({}),
 ) -> str:
-    """The whole text. `plots` are the files that were drawn, `operators` those of a device."""
+    """The whole text. `plots` are the files that were drawn, `operators` the rows of a device,
+    `simulated` those that none has run.
+    """
     parts = [HEAD, "## On a GPU\n"]
     measured = [rows for rows in gpus if any(r.reading.value is not None for r in rows)]
     if not measured:
@@ -79,6 +87,10 @@ def page(
         parts += processor(title, listed)
     if not cpus:
         parts.append("No row has been measured.\n")
+    if simulated:
+        parts.append("\n## Simulated: no device has run this\n")
+    for title, listed in simulated.items():
+        parts += processor(title, listed)
     if plots:
         parts += ["\n## Plots\n", *(f"![{name}]({name})\n" for name in plots)]
     return "\n".join(parts)
@@ -144,12 +156,12 @@ def write(folder: Path, target: Path) -> None:
     """The page and the plots beside it; plots that no row supports any more are removed."""
     from bench.plots import draw
 
-    gpus, cpus = gpu_rows(folder), cpu_rows(folder)
+    gpus, cpus, simulated = gpu_rows(folder), cpu_rows(folder), simulated_rows(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     for old in target.parent.glob("performance-*.svg"):
         old.unlink()
-    plots = draw(gpus, cpus, target.parent)
-    target.write_text(page(gpus, cpus, plots, device_rows(folder)))
+    plots = draw(gpus, cpus, simulated, target.parent)
+    target.write_text(page(gpus, cpus, plots, device_rows(folder), simulated))
 
 
 def main() -> None:

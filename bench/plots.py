@@ -15,12 +15,14 @@ from bench.gpu.record import Reading, Rows
 
 STEPS = re.compile(r"(?P<model>.+): FPS, (?P<steps>\d) steps")
 SCALING = re.compile(r"(?P<model>.+): FPS of 1 sessions on (?P<devices>\d) logical devices")
+SIMULATED = re.compile(r"(?P<model>.+): (?P<steps>\d) steps, (?P<devices>\d) GPUs")
 UNIT = re.compile(r"(?P<model>.+): unit (?P<unit>\S+), batch 1")
 
 
-def draw(
-    gpus: Sequence[Rows], cpus: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path
-) -> list[str]:
+Tables = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def draw(gpus: Sequence[Rows], cpus: Tables, simulated: Tables, folder: Path) -> list[str]:
     """File names of the plots, in the order of the page."""
     readings = [
         row.reading
@@ -32,7 +34,7 @@ def draw(
         _units(readings, folder),
         _fps(gpus, readings, folder),
         _latency(readings, folder),
-        _scaling(readings, folder),
+        _scaling(readings, simulated, folder),
         _processor(cpus, folder),
     ]
     return [name for name in drawn if name]
@@ -108,26 +110,30 @@ def _latency(readings: Sequence[Reading], folder: Path) -> str:
     return _save(figure, folder, "performance-latency.svg")
 
 
-def _scaling(readings: Sequence[Reading], folder: Path) -> str:
-    """FPS against logical devices of one GPU, which share its hardware."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+def _scaling(readings: Sequence[Reading], simulated: Tables, folder: Path) -> str:
+    """FPS against devices: logical ones of one GPU, measured, and GPUs of a simulation, dashed."""
+    curves: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for r in readings:
         if (m := SCALING.fullmatch(r.name)) and r.value is not None:
-            curves.setdefault(m["model"], []).append((int(m["devices"]), r.value))
+            label = f"measured, logical devices of one GPU: {m['model']}"
+            curves.setdefault((label, "-"), []).append((int(m["devices"]), r.value))
+    for row in (row for rows in simulated.values() for row in rows):
+        if m := SIMULATED.fullmatch(row["name"]):
+            label = f"simulated: {m['model']}, {m['steps']} steps"
+            curves.setdefault((label, "--"), []).append((int(m["devices"]), row["value"]))
     if not curves:
         return ""
     figure, axes = _figure()
-    for model, points in curves.items():
-        label = f"{model}, measured on logical devices of one GPU"
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-    axes.set_xlabel("logical devices")
+    for (label, line), points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), line, marker="o", label=label)
+    axes.set_xlabel("devices")
     axes.set_ylabel("frames/s")
     axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.legend(fontsize="x-small")
     return _save(figure, folder, "performance-scaling.svg")
 
 
-def _processor(cpus: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> str:
+def _processor(cpus: Tables, folder: Path) -> str:
     """Milliseconds a chunk spends in each unit of the demonstration engine."""
     rows = [r for title, rows in cpus.items() if title.startswith("stream") for r in rows]
     units = [r for r in rows if r["unit"] == "ms/chunk"]

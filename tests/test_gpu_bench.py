@@ -420,7 +420,8 @@ def test_the_page_in_the_repository_is_what_its_rows_give() -> None:
     text = performance.PAGE.read_text()
     plots = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
     operators = performance.device_rows(performance.RESULTS)
-    assert text == performance.page(gpus, cpus, plots, operators)
+    simulated = performance.simulated_rows(performance.RESULTS)
+    assert text == performance.page(gpus, cpus, plots, operators, simulated)
     assert sorted(plots) == drawn
 
 

@@ -87,7 +87,10 @@ def library_version() -> str:
 class InductorEngine:
     """A loaded package with the weights of one unit."""
 
-    def __init__(self, loader: Loader, card: Card, weights: Sequence[Tensor], file: str) -> None:
+    def __init__(
+        self, loader: Loader, card: Card, weights: Sequence[Tensor], file: str, index: int
+    ) -> None:
+        self._loaded_on = index
         self._loader = loader
         self._card = card
         self._weights = tuple(weights)
@@ -95,7 +98,8 @@ class InductorEngine:
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         launch = self.plain(arrays)
-        return capture([launch]) if self._card.device.startswith("sm_") else launch
+        on_gpu = self._card.device.startswith("sm_")
+        return capture([launch], self._loaded_on) if on_gpu else launch
 
     def plain(self, arrays: Mapping[str, Array]) -> Launch:
         """As `bind`, but never captured: for a capture of several launches as one."""
@@ -143,7 +147,7 @@ class InductorBackend:
     def engine(self, path: Path, weight: Callable[[str, str], Tensor]) -> InductorEngine:
         """The package at `path` with `weight(name, device)` for each of its weights."""
         card = read_card(path)
-        _check(path, card)
+        _check(path, card, self._index)
         on_gpu = card.device.startswith("sm_")
         if not on_gpu:
             torch.set_num_threads(self._threads)  # of the processor's loops, for this thread
@@ -161,7 +165,7 @@ class InductorBackend:
                 ) from error
         device = f"cuda:{self._index}" if on_gpu else "cpu"
         weights = [weight(name, device).to(device, card.kind(name)) for name in card.weights]
-        return InductorEngine(self._loaders[card.graph], card, weights, path.name)
+        return InductorEngine(self._loaders[card.graph], card, weights, path.name, self._index)
 
     def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
         """One weight, read once for all units and phases that share it."""
@@ -179,21 +183,22 @@ class InductorBackend:
         return self._weights[key]
 
 
-def capture(launches: Sequence[Launch]) -> Launch:
-    """Launches on a GPU -> one launch that replays them all as a CUDA graph.
+def capture(launches: Sequence[Launch], index: int = 0) -> Launch:
+    """Launches on GPU `index` -> one launch that replays them all as a CUDA graph.
 
     Runs them once before: what they write is written at load already.
     """
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for launch in launches:
-            launch()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for launch in launches:
-            launch()
+    with torch.cuda.device(index):
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for launch in launches:
+                launch()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for launch in launches:
+                launch()
     return functools.partial(_replay, graph, tuple(launches))
 
 
@@ -205,14 +210,14 @@ def _run(loader: Loader, inputs: list[Tensor], _alive: tuple[Array, ...]) -> Non
     loader.run(inputs)
 
 
-def _check(path: Path, card: Card) -> None:
+def _check(path: Path, card: Card, index: int) -> None:
     """Refuse a package of another torch or another processor: it may crash instead of failing."""
     if card.torch != torch.__version__:
         raise EngineMismatch(f"{path} is for torch {card.torch}, here is {torch.__version__}")
     if not card.device.startswith("sm_"):
         here = host()
     elif torch.cuda.is_available():
-        here = architecture()
+        here = architecture(index)
     else:
         here = "no GPU"
     if card.device != here:
@@ -224,7 +229,7 @@ def _tensor(array: Array) -> Tensor:
     if isinstance(array, Tensor):
         return array
     if hasattr(array, "__cuda_array_interface__"):
-        return torch.as_tensor(array, device="cuda")
+        return torch.as_tensor(array)  # on the device where it lies
     return torch.from_numpy(array)
 
 
