@@ -34,7 +34,7 @@ def _section(part: str, options: argparse.Namespace) -> Section:
         if part == "styles":
             return styles.measure(pipeline, clips, fit.fitted(size), pictures)
         if part == "drift":
-            return drift.measure(pipeline, ("comic", "thermal"), options.long)
+            return drift.measure(pipeline, ("comic",), options.long)
         name, first = next(iter(clips.items()))
         if part == "prompts":
             return prompts.measure(pipeline, first)
@@ -51,10 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="engine directory")
     p.add_argument("--clip", type=Path, help="a video that was not trained on")
-    p.add_argument("--frames", type=int, default=49, help="of each clip, 1 + 4 k")
+    p.add_argument("--frames", type=int, default=33, help="of each clip, 1 + 4 k")
     p.add_argument("--generated", type=int, default=2, help="clips of unseen seeds")
     p.add_argument("--long", type=int, default=5000, help="frames for the drift")
-    p.add_argument("--ablated", type=int, default=97, help="frames of a clip for the ablations")
+    p.add_argument("--ablated", type=int, default=81, help="frames of a clip for the ablations")
     p.add_argument("--only", choices=PARTS, action="append", help="this part; may be repeated")
     p.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of rows")
     p.add_argument("--document", type=Path, help="also write into this, pictures beside it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,13 +39,13 @@ def measure(pipeline: Pipeline, source: Clip) -> Section:
 def changed(
     pipeline: Pipeline, source: Clip, before: str, after: str, transition: int
 ) -> tuple[Clip, int]:
-    """The clip with another prompt from its middle on, and the first chunk that it touches."""
-    half = 1 + CHUNK * ((len(source) - 1) // CHUNK // 2)
+    """The clip with another prompt from chunk 4 on, and the first chunk that it touches."""
+    start = 1 + CHUNK * 3
     made = []
     with pipeline.session(prompt=before) as session:
         first = -1
         for number, picture in enumerate(source):
-            if number == half:
+            if number == start:
                 first = session.update(prompt=after, transition_chunks=transition)
             session.push(picture)
             while len(made) < number - 2 * CHUNK:  # keep the pipeline from filling up
@@ -81,7 +82,8 @@ def _change(
     made, first = changed(pipeline, source, before, after, transition)
     found = nearest(source, made)
     name = f"{before} to {after} over {transition} chunks"
-    third = sum(style not in (before, after) for style in found)
+    others = Counter(style for style in found if style not in (before, after))
+    named = ", ".join(f"{count} {style}" for style, count in others.items())
     steady = first + max(transition, 1) - 1  # the first chunk with the new prompt alone
     reached = [chunk_of(i) for i in range(len(made)) if chunk_of(i) >= steady and found[i] == after]
     late = (reached[0] - steady) if reached else len(source)
@@ -89,7 +91,9 @@ def _change(
     black = sum(int(picture.max()) < 16 for picture in made)
     return [
         Line(f"{name}: chunks until the new style is nearest", late, "chunks", most=2),
-        Line(f"{name}: frames nearest to a third style", third, "frames", most=0),
+        Line(
+            f"{name}: frames nearest to a third style", others.total(), "frames", most=0, note=named
+        ),
         Line(f"{name}: repeated or black frames", repeated + black, "frames", most=0),
     ]
 

@@ -94,7 +94,7 @@ def insert(document: Path, name: str, text: str) -> None:
 def write_picture(path: Path, picture: Clip) -> None:
     """JPEG or PNG by its suffix; picture uint8 [H, W, 3] RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 88] if path.suffix == ".jpg" else []
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 80] if path.suffix == ".jpg" else []
     if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1]), quality):
         raise OSError(f"{path}: the picture cannot be written")
 

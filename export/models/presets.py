@@ -124,7 +124,7 @@ PRESETS = {
             patch=4,
         ),
         TextConfig(width=64, ffn=128, heads=2, head_dim=32, blocks=1, vocabulary=1024),
-        Sampling(timesteps=(200, 50, 30, 20), shift=1.0, s_max=0.2, s_min=0.1, timestep_offset=0),
+        Sampling(timesteps=(120, 40, 30, 20), shift=1.0, s_max=0.12, s_min=0.06, timestep_offset=0),
     ),
     "wan-1.3b": ModelConfig(
         "wan-1.3b",

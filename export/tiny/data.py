@@ -22,7 +22,7 @@ Clip = NDArray[np.uint8]
 _PHOTOS = (
     "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
     "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "coins.png", "brick.png",
-    "color.png", "moon.png",
+    "color.png", "moon.png", "grass.png", "gravel.png", "clock_motion.png", "page.png",
 )  # fmt: skip
 _FAVOURED = 5
 """The first of them, ordinary scenes, are drawn more often."""
@@ -131,9 +131,17 @@ def _picture(rng: np.random.Generator) -> Picture:
     photo = _photo(_PHOTOS[int(rng.integers(some))])
     if rng.random() < 0.5:
         photo = photo[:, ::-1]
-    if rng.random() < 0.25:
+    if (photo == photo[..., :1]).all():
+        photo = _tinted(rng, photo)
+    elif rng.random() < 0.25:
         photo = photo[..., rng.permutation(3)]
     return np.ascontiguousarray(photo)
+
+
+def _tinted(rng: np.random.Generator, grey: Picture) -> Picture:
+    """A picture without colour between a random dark one and a random bright one."""
+    dark, bright = rng.uniform(0, 90, 3), rng.uniform(110, 255, 3)
+    return (dark + (bright - dark) * (grey / 255.0)).astype(np.uint8)
 
 
 def _generated(rng: np.random.Generator) -> Picture:
