@@ -1,11 +1,11 @@
 """What the tiny model is and how it is trained: every constant of the recipe.
 
-The weights of the repository came about in pieces on a busy two-core CPU. First form, three quarters
-of an hour: 591 steps of the VAE, then 1030 of its decoder beside 1150 of the DiT, on 200 clips, at
-noise of 0.08 to 0.35, with all channels of the latent weighed alike. Then 83 minutes of the DiT on
-one core: 1242 steps of the same, 804 with channels weighed by what they mean for pixels, 1454 on
-480 clips and at the noise below, the rate falling to 0. A run of this recipe does it in one piece,
-with a VAE trained to its end: that is what the weights lack first.
+The weights of the repository came about in pieces on a busy two-core CPU. First form, three
+quarters of an hour: 591 steps of the VAE, then 1030 of its decoder beside 1150 of the DiT, on 200
+clips, at noise of 0.08 to 0.35, with all channels of the latent weighed alike. Then 83 minutes of
+the DiT on one core: 1242 steps of the same, 804 with channels weighed by what they mean for pixels,
+1454 on 480 clips and at the noise below, the rate falling to 0. A run of this recipe does it in one
+piece, with a VAE trained to its end: that is what the weights lack first.
 """
 
 from __future__ import annotations
