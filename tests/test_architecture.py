@@ -22,7 +22,10 @@ FLOORS = [
     ["manifest", "backends"],
     ["devices", "seats"],
     ["cost", "costfile", "placement", "scheduler"],
-    ["lane", "stage", "prompt", "session", "pipeline", "simulate", "gated"],
+    [
+        *("work", "lane", "lanes", "stage", "wiring", "prompt", "host", "pace", "intake"),
+        *("session", "workers", "pipeline", "asynchronous", "simulate", "gated"),
+    ],
     ["media", "plot", "options", "calibrate", "plan", "stream", "serve", "__init__"],
 ]
 HEIGHT = {

@@ -7,6 +7,7 @@ session:
         show(frame.rgb)
 """
 
+from .asynchronous import AsyncSession
 from .config import SLO, SessionConfig
 from .config import VERSION as __version__
 from .errors import (
@@ -21,15 +22,19 @@ from .errors import (
     StageFailed,
 )
 from .frame import Frame
+from .host import SessionStatus
 from .metrics import Report
 from .pipeline import Pipeline, Status
+from .scheduler import Decision
 from .session import Session
 
 __all__ = [
     "SLO",
     "AdmissionRefused",
+    "AsyncSession",
     "CheckpointError",
     "ConfigError",
+    "Decision",
     "EngineMismatch",
     "EngineMissing",
     "Error",
@@ -38,6 +43,7 @@ __all__ = [
     "Report",
     "Session",
     "SessionConfig",
+    "SessionStatus",
     "SinkError",
     "SourceError",
     "StageFailed",

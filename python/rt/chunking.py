@@ -28,6 +28,7 @@ class Chunker:
         self._frames: list[Frame] = []
         self._next = 0
         self._last_pts_s: float | None = None
+        self._before_pts_s: float | None = None
 
     @property
     def completes(self) -> bool:
@@ -48,6 +49,20 @@ class Chunker:
         """The source ended or paused: what is left, the last chunk perhaps with fewer frames."""
         return self._take(complete=False)
 
+    def discard(self) -> int:
+        """Give up the frames that are not yet a chunk. Returns how many they were."""
+        count = len(self._frames)
+        self._frames.clear()
+        return count
+
+    def forget(self, chunk: Chunk) -> None:
+        """The newest chunk was dropped: the next one takes its index, and continues what this one
+        continued.
+        """
+        assert chunk.index == self._next - 1
+        self._next = chunk.index
+        self._last_pts_s = self._before_pts_s
+
     def _take(self, *, complete: bool) -> list[Chunk]:
         chunks = []
         while self._frames:
@@ -66,6 +81,6 @@ class Chunker:
         smooth = all(0 <= b - a <= GAP_S for a, b in itertools.pairwise(times))
         index = self._next
         self._next += 1
-        self._last_pts_s = frames[-1].pts_s
+        self._before_pts_s, self._last_pts_s = self._last_pts_s, frames[-1].pts_s
         phase: Phase = "first" if index == 0 else "step"
         return Chunk(self._session, index, phase, frames, continues=index > 0 and smooth)

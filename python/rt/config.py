@@ -51,17 +51,20 @@ class SessionConfig:
 
     prompt: what it should look like. slo: None = no deadlines; the source is slowed instead and the
     result is reproducible bit for bit. seed: of the noise, 0 .. 2**64 - 1. steps: denoising steps
-    per chunk, None = the model's own. motion: what sets the noise strength. start: begin after one
-    frame ("fast") or five ("full"). positions: rotary positions, bounded by the window or absolute.
-    sinks: replaced when the scene changes, or kept. fit: how a picture of another aspect ratio
-    meets the engine's size. noise_range: noise scale of the fastest and of a resting picture, None
-    = the model's own.
+    per chunk, None = the model's own; under load, if there is an SLO, down to min_steps, and those
+    of higher priority keep theirs longer. motion: what sets the noise strength. start: begin after
+    one frame ("fast") or five ("full"). positions: rotary positions, bounded by the window or
+    absolute. sinks: replaced when the scene changes, or kept. fit: how a picture of another aspect
+    ratio meets the engine's size. noise_range: noise scale of the fastest and of a resting picture,
+    None = the model's own.
     """
 
     prompt: Prompt
     slo: SLO | None = None
     seed: int = 0
     steps: int | None = None
+    min_steps: int = 1
+    priority: int = 0
     motion: Motion = "flow"
     start: Start = "fast"
     positions: Positions = "window"
@@ -80,6 +83,8 @@ class SessionConfig:
         _check_int("seed", self.seed, 0, (1 << 64) - 1)
         if self.steps is not None:
             _check_int("steps", self.steps, 1, 1000)
+        _check_int("min_steps", self.min_steps, 1, self.steps or 1000)
+        _check_int("priority", self.priority, -1000, 1000)
         _check_choice("motion", self.motion, Motion)
         _check_choice("start", self.start, Start)
         _check_choice("positions", self.positions, Positions)

@@ -6,9 +6,10 @@ cores.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,14 @@ from .frame import Array
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One logical device. `threads` is its share of the processor's cores (host devices only)."""
+    """One logical device. `threads` is its share of the processor's cores (host devices only),
+    `cores` the numbers of those that it has for itself; none where there are too few.
+    """
 
     kind: str
     index: int
     threads: int
+    cores: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -33,6 +37,21 @@ class Device:
     def zeros(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """A new zeroed C-contiguous array on this device."""
         return np.zeros(tuple(shape), dtype)
+
+    def pin(self) -> None:
+        """Keep this thread, and those that it starts from now on, on the device's cores."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+
+    @contextlib.contextmanager
+    def pinned(self) -> Iterator[None]:
+        """`pin`, for as long as this lasts."""
+        before = os.sched_getaffinity(0)
+        self.pin()
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 def cores() -> int:
@@ -55,8 +74,12 @@ def resolve(devices: str | Sequence[str]) -> tuple[Device, ...]:
     if not names:
         raise ConfigError("devices: got none, expected names like cpu:0 (or auto)")
     parsed = [_parse(name.strip()) for name in names]
-    shares = max(1, cores() // len(parsed))
-    return tuple(Device(kind, index, shares) for kind, index in parsed)
+    share = max(1, cores() // len(parsed))
+    numbers = sorted(os.sched_getaffinity(0)) if 1 < len(parsed) <= cores() else []
+    return tuple(
+        Device(kind, index, share, tuple(numbers[i * share : (i + 1) * share]))
+        for i, (kind, index) in enumerate(parsed)
+    )
 
 
 def _parse(name: str) -> tuple[str, int]:

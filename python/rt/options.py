@@ -107,6 +107,12 @@ def parser() -> argparse.ArgumentParser:
         help="draw motion and noise scale of every chunk, as a picture: "
         f"{', '.join(ENDINGS)}; needs matplotlib (default: no plot)",
     )
+    p.add_argument(
+        "--explain",
+        action="store_true",
+        help="write every decision of the batch controller and its reason to standard error "
+        "(default: no)",
+    )
     p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 

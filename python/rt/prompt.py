@@ -18,7 +18,7 @@ from .config import Prompt
 from .errors import ConfigError
 from .frame import Array
 from .manifest import Manifest, Unit
-from .stage import PromptContext
+from .work import PromptContext
 
 Embeddings = NDArray[np.float32]
 """[1, L, E], rows of padding are 0."""

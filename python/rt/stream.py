@@ -35,6 +35,7 @@ from .metrics import Distribution, Report
 from .options import check_report, parser, session_config
 from .pipeline import Pipeline, Status
 from .plot import write_plot
+from .scheduler import Decision, Event
 from .session import Session
 
 INTERRUPTED = 130
@@ -137,7 +138,9 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     with contextlib.ExitStack() as stack:
         source = _source(options, stack)
         media.check_target(options.output, source)
-        pipeline = stack.enter_context(Pipeline.load(options.engines, names, steps=options.steps))
+        log = explain if options.explain else None
+        loaded = Pipeline.load(options.engines, names, steps=options.steps, log=log)
+        pipeline = stack.enter_context(loaded)
         interrupt.defer()
         fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         session = stack.enter_context(pipeline.session(**fields))
@@ -162,6 +165,12 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
         print("interrupted:", where if end.written else "no frame was written", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def explain(entry: Event | Decision) -> None:
+    """One line of `--explain`: what the controller decided, and why."""
+    if isinstance(entry, Decision):
+        print(entry, file=sys.stderr)
 
 
 def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> media.VideoSource:

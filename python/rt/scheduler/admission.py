@@ -1,5 +1,6 @@
 """Whether one more session fits: the sum of demands stays under 85 % of the bottleneck, and every
-session's predicted p99 latency within its budget. Pure; the answer carries its numbers.
+session's predicted p99 latency within its budget. It protects those that are there: a session that
+would be alone always fits. Pure; the answer carries its numbers.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def admission(
         f"{len(everyone)} sessions need {demand:.0%} of stage {stage}, at most {MOST:.0%}; "
         f"predicted p99 latency {latency * 1e-6:.0f} ms, budget {budget * 1e-6:.0f} ms"
     )
-    fits = demand <= MOST and latency <= budget
+    fits = (demand <= MOST and latency <= budget) or not others
+    if not others:
+        words += "; alone it holds up nobody else"
     return Admission(fits, words, demand, stage, latency * 1e-6, budget * 1e-6)
 
 
