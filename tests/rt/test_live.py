@@ -225,15 +225,16 @@ def test_async_left_early_or_broken(tiny_engine: Path) -> None:
 def test_stages_fail_at_random_passes(
     tiny_engine: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """20 random passes on two stages raise, end their thread's work or hang: every session ends
-    with its frames or with StageFailed, counts add up, and the pipeline opens further ones. No
-    thread stays behind.
+    """Random passes on two stages raise, end their thread or hang: every session ends with its
+    frames or with StageFailed, counts add up, and the pipeline opens further ones. No thread stays
+    behind.
     """
     monkeypatch.setattr(workers, "CHECK_S", 0.02)
     rng = np.random.default_rng(0)
     before = threading.active_count()
     countdown, release = [10**9], threading.Event()
-    with rt.Pipeline.load(tiny_engine, "cpu:0,cpu:1", seats=2, steps=2, hang_s=0.2) as pipeline:
+    hang_s = 3.0 if how == "hang" else 60.0
+    with rt.Pipeline.load(tiny_engine, "cpu:0,cpu:1", seats=2, steps=2, hang_s=hang_s) as pipeline:
         for stage in pipeline.stages:
 
             def run(task: Any, works: Any, run: Any = stage.run) -> Any:
@@ -246,7 +247,7 @@ def test_stages_fail_at_random_passes(
 
             monkeypatch.setattr(stage, "run", run)
         failures = 0
-        for _ in range(4 if how == "hang" else 10):
+        for _ in range(2 if how == "hang" else 10):
             countdown[0] = int(rng.integers(1, 25))
             release.clear()
             sessions = [pipeline.session(prompt=PROMPT) for _ in range(2)]
