@@ -12,8 +12,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from rt.cost import Line, PassCost
 from rt.frame import Kind
-from rt.scheduler import Routes, Scheduler, Task, Terms
+from rt.scheduler import Decision, Event, Routes, Scheduler, Task, Terms, replay
 
 ROWS_PER_SEAT = 4
 LAYOUTS = [
@@ -28,41 +29,70 @@ LAYOUTS = [
 class Controller(RuleBasedStateMachine):
     """Stages finish in any order; chunks arrive at any time; sessions come and go."""
 
-    @initialize(layout=st.sampled_from(LAYOUTS), max_batch=st.integers(1, 4))
-    def start(self, layout: Routes, max_batch: int) -> None:
+    @initialize(layout=st.sampled_from(LAYOUTS), max_batch=st.integers(1, 4), known=st.booleans())
+    def start(self, layout: Routes, max_batch: int, known: bool) -> None:
         self.routes, self.max_batch = layout, max_batch
-        self.scheduler = Scheduler(layout, ROWS_PER_SEAT, max_batch)
-        self.stages = 1 + max(*layout.encode, *layout.denoise, *layout.decode)
+        kinds: tuple[Kind, ...] = ("encode", "denoise", "decode")
+        table = {(s, k): PassCost(Line(2, 5), 1.2) for k in kinds for s in layout.of(k)}
+        self.costs = table if known else None
+        self.log: list[Event | Decision] = []
+        self.scheduler = Scheduler(layout, ROWS_PER_SEAT, max_batch, self.costs, self.log.append)
+        self.stages = layout.stages
+        self.now = 0
         self.running: dict[int, Task] = {}
         self.steps: dict[int, int] = {}
+        self.live: dict[int, bool] = {}
         self.seats: dict[int, int] = {}
         self.arrived: dict[int, int] = defaultdict(int)
+        self.offered: dict[int, int] = defaultdict(int)
+        self.lost: dict[int, int] = defaultdict(int)
         self.left: dict[int, list[int]] = defaultdict(list)
         # (stage, kind, row or seat) -> chunks in the order in which this stage wrote that state
         self.written: dict[tuple[int, str, int], list[tuple[int, int]]] = defaultdict(list)
         self.done: dict[tuple[int, int], int] = {}
+        self.chosen: dict[tuple[int, int], int] = {}
         self.opened = 0
         self.began: dict[int, Task] = {}
 
-    @rule(steps=st.integers(1, ROWS_PER_SEAT))
-    def open(self, steps: int) -> None:
+    @rule(ms=st.integers(1, 60))
+    def wait(self, ms: int) -> None:
+        self.now += ms * 1_000_000
+
+    @rule(steps=st.integers(1, ROWS_PER_SEAT), live=st.booleans(), priority=st.integers(0, 1))
+    def open(self, steps: int, live: bool, priority: int) -> None:
         free = set(range(3)) - set(self.seats.values())
         if free:
             self.steps[self.opened], self.seats[self.opened] = steps, min(free)
-            self.scheduler.open(self.opened, min(free), Terms(steps))
+            self.live[self.opened] = live
+            terms = Terms(steps, 1, priority, None, 200_000_000) if live else Terms(steps, steps)
+            self.scheduler.open(self.opened, min(free), terms)
             self.opened += 1
 
-    @rule(data=st.data(), deadline=st.none() | st.integers(0, 100))
-    def arrive(self, data: st.DataObject, deadline: int | None) -> None:
-        ready = [s for s in self.seats if self.scheduler.accepts(s)]
-        if ready:
-            session = data.draw(st.sampled_from(ready))
-            chunk = self.arrived[session]
-            self.scheduler.arrived(
-                session, chunk, None if deadline is None else chunk * 10 + deadline, 0
-            )
-            self.done[session, chunk] = -2
-            self.arrived[session] += 1
+    @rule(data=st.data(), budget_ms=st.integers(0, 300))
+    def arrive(self, data: st.DataObject, budget_ms: int) -> None:
+        if not self.seats:
+            return
+        session = data.draw(st.sampled_from(sorted(self.seats)))
+        if self.live[session] and not self.scheduler.accepts(session):
+            assert self.scheduler.withdraw(session, self.now) == (self.arrived[session] > 1)
+            self._collect()
+        if not self.scheduler.accepts(session):
+            return
+        chunk = self.arrived[session]
+        deadline = self.now + budget_ms * 1_000_000 if self.live[session] else None
+        self.scheduler.arrived(session, chunk, deadline, self.now)
+        self.done[session, chunk] = -2
+        self.arrived[session] += 1
+        self.offered[session] += 1
+
+    def _collect(self) -> None:
+        """What is dropped is the newest, has not begun, and is not the first of its session."""
+        for session, chunk in self.scheduler.dropped():
+            assert self.live[session]
+            assert 0 < chunk == self.arrived[session] - 1
+            assert self.done.pop((session, chunk)) == -2
+            self.arrived[session] -= 1
+            self.lost[session] += 1
 
     @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
@@ -70,7 +100,8 @@ class Controller(RuleBasedStateMachine):
         if not idle:
             return
         stage = data.draw(st.sampled_from(idle))
-        task = self.scheduler.next(stage, 0)
+        task = self.scheduler.next(stage, self.now)
+        self._collect()
         if task is None:
             return
         self.running[stage] = task
@@ -80,6 +111,9 @@ class Controller(RuleBasedStateMachine):
         if task.kind == "denoise":
             assert rows == list(range(rows[0], rows[0] + len(rows))), "a run of adjacent rows"
         for job in task.jobs:
+            assert self.chosen.setdefault((job.session, job.chunk), job.steps) == job.steps
+            assert 1 <= job.steps <= self.steps[job.session]
+            assert self.live[job.session] or job.steps == self.steps[job.session]
             place = job.row if task.kind == "denoise" else job.seat
             history = self.written[stage, task.kind, place]
             assert not history or history[-1] < (job.session, job.chunk), "state in frame order"
@@ -93,7 +127,7 @@ class Controller(RuleBasedStateMachine):
             return
         stage = data.draw(st.sampled_from(sorted(self.running)))
         task = self.running.pop(stage)
-        for job in self.scheduler.finished(stage, task, 0):
+        for job in self.scheduler.finished(stage, task, self.now):
             self.left[job.session].append(job.chunk)
         if stage == self.routes.of(task.kind)[-1]:
             self.began.pop(task.number)
@@ -114,9 +148,10 @@ class Controller(RuleBasedStateMachine):
 
     def _drain_one(self) -> None:
         for stage in range(self.stages):
-            task = self.running.pop(stage, None) or self.scheduler.next(stage, 0)
+            task = self.running.pop(stage, None) or self.scheduler.next(stage, self.now)
+            self._collect()
             if task is not None:
-                for job in self.scheduler.finished(stage, task, 0):
+                for job in self.scheduler.finished(stage, task, self.now):
                     self.left[job.session].append(job.chunk)
                 self.began[task.number] = task
                 if stage == self.routes.of(task.kind)[-1]:
@@ -124,6 +159,7 @@ class Controller(RuleBasedStateMachine):
                     for job in task.jobs:
                         self.done[job.session, job.chunk] = job.step
                 for job in task.jobs:
+                    self.chosen.setdefault((job.session, job.chunk), job.steps)
                     place = job.row if task.kind == "denoise" else job.seat
                     history = self.written[stage, task.kind, place]
                     if not history or history[-1] < (job.session, job.chunk):
@@ -132,9 +168,9 @@ class Controller(RuleBasedStateMachine):
     @invariant()
     def conservation(self) -> None:
         for session in getattr(self, "seats", {}):
-            assert self.arrived[session] == len(self.left[session]) + self.scheduler.in_flight(
-                session
-            )
+            inside = self.scheduler.in_flight(session)
+            assert self.arrived[session] == len(self.left[session]) + inside
+            assert self.offered[session] == len(self.left[session]) + self.lost[session] + inside
             assert self.left[session] == list(range(len(self.left[session]))), "out in order"
 
     @invariant()
@@ -142,11 +178,17 @@ class Controller(RuleBasedStateMachine):
         active = {(j.session, j.chunk) for t in self._tasks() for j in t.jobs}
         for session in getattr(self, "seats", {}):
             waiting = [
-                (self.done[session, chunk], chunk % self.routes.places)
+                (self._station(session, chunk), chunk % self.routes.places)
                 for chunk in range(len(self.left[session]), self.arrived[session])
                 if (session, chunk) not in active
             ]
             assert len(waiting) == len(set(waiting)), "two chunks in one buffer"
+
+    def _station(self, session: int, chunk: int) -> int:
+        """Steps done; the decoder waits for chunks of any number of them."""
+        done = self.done[session, chunk]
+        last = done >= 0 and done == self.chosen[session, chunk] - 1
+        return ROWS_PER_SEAT if last else done
 
     def _tasks(self) -> list[Task]:
         return [] if not hasattr(self, "began") else list(self.began.values())
@@ -168,10 +210,14 @@ class Controller(RuleBasedStateMachine):
         for session in self.seats:
             assert self.scheduler.in_flight(session) == 0
             assert self.left[session] == list(range(self.arrived[session]))
+        again: list[Event | Decision] = []
+        fresh = Scheduler(self.routes, ROWS_PER_SEAT, self.max_batch, self.costs, again.append)
+        replay(self.log, fresh)
+        assert again == self.log, "the same events, the same decisions"
 
 
 TestController = Controller.TestCase
-TestController.settings = settings(max_examples=300, stateful_step_count=80, deadline=None)
+TestController.settings = settings(max_examples=100, stateful_step_count=80, deadline=None)
 
 
 def test_oldest_chunk_first_and_continuous() -> None:
