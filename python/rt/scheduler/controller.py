@@ -18,6 +18,9 @@ from .records import Log, Routes, Task, Terms
 PATIENCE_NS = 5_000_000_000
 """A chunk without a deadline comes behind those that have one, but not for longer than this."""
 
+TEST_NS = 250_000_000
+"""Least time between two chunks that are run although they are thought to come late."""
+
 Urgency = tuple[int, int, int]
 """Smaller is sooner: deadline, order of arrival, steps already done (more first)."""
 
@@ -50,6 +53,7 @@ class Scheduler:
         self._dropped: list[tuple[int, int]] = []
         self._number = 0
         self._order = 0
+        self._tested_ns = -TEST_NS
 
     # Events
 
@@ -231,21 +235,28 @@ class Scheduler:
             if self._press(now_ns, words):
                 passage.steps = self._ladder.steps(line.terms)
                 late_ns = self._predict(passage, now_ns) - passage.deadline_ns
-        if late_ns <= 0 or passage.chunk == 0:
+        if late_ns <= 0 or passage.chunk == 0 or self._untested(line, passage, now_ns):
             return True
         self._drop(line, passage, f"it would be {late_ns * 1e-6:.0f} ms late")
         return False
 
     def _predict(self, passage: Passage, now_ns: int) -> float:
         """When a chunk will have left if it begins now, at the upper quantile."""
-        ahead = (
-            p
-            for line in self._lines.values()
-            for p in line.passages.values()
-            if (p.station != ARRIVED or p.running) and p.due_ns <= passage.due_ns
-        )
+        begun = (p for line in self._lines.values() for p in line.begun())
+        ahead = (p for p in begun if p.due_ns <= passage.due_ns)
         passage.predicted_ns = now_ns + self._forecast.finish_ns(passage.steps, ahead)
-        return passage.predicted_ns
+        return passage.predicted_ns + self._forecast.margin_ns(passage.steps)
+
+    def _untested(self, line: Line, passage: Passage, now_ns: int) -> bool:
+        """Nothing is on its way, so a forecast that is too dark would stay so for ever: a fresh
+        chunk may go and correct it, now and then.
+        """
+        fresh = (passage.deadline_ns or 0) - now_ns >= (line.terms.latency_ns or 0) / 4
+        idle = not any(True for other in self._lines.values() for _ in other.begun())
+        if not (fresh and idle and now_ns - self._tested_ns >= TEST_NS):
+            return False
+        self._tested_ns = now_ns
+        return True
 
     def _begin(self, line: Line, passage: Passage, now_ns: int) -> Task:
         kind = passage.kind

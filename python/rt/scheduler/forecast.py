@@ -13,9 +13,11 @@ from .records import Routes
 
 KINDS: tuple[Kind, ...] = ("encode", "denoise", "decode")
 
-_QUANTILE = 0.99
-_MARGIN_GAIN = 0.05
-"""How far one chunk that comes later than predicted moves the margin, as a share of its path."""
+_MEAN_GAIN, _SPREAD_GAIN, _SPREADS = 1 / 8, 1 / 4, 4
+"""Mean and mean deviation of what a chunk takes beyond its prediction, and how many deviations make
+an upper quantile: as TCP estimates round trips (Jacobson 1988). It forgets a stall within some ten
+chunks.
+"""
 _BATCH_WEIGHT = 0.05
 """Share of the newest batch in the mean batch size."""
 
@@ -28,8 +30,8 @@ class Forecast:
         self._costs: dict[tuple[int, Kind], PassCost] = dict(costs or {})
         self._passes: dict[tuple[Kind, int], tuple[float, float]] = {}
         self._batch = 1.0
-        self._margin: float | None = None
-        """By how much more than its path a chunk takes at the upper quantile, as a share of it."""
+        self._beyond: tuple[float, float] | None = None
+        """Mean and mean deviation of what chunks took beyond prediction, as shares of the path."""
 
     # What is seen
 
@@ -46,12 +48,13 @@ class Forecast:
             self._batch += _BATCH_WEIGHT * (batch - self._batch)
 
     def left(self, steps: int, late_ns: float) -> None:
-        """A chunk came out `late_ns` after its prediction, which held the margin. The margin moves
-        as a quantile does by the stochastic approximation of Robbins and Monro.
-        """
-        if self.path_ns(steps) > 0:
-            moved = _QUANTILE if late_ns > 0 else _QUANTILE - 1
-            self._margin = max(0.0, self._margin_share(steps) + _MARGIN_GAIN * moved)
+        """A chunk came out `late_ns` after its prediction without the margin."""
+        path = self.path_ns(steps)
+        if path > 0:
+            mean, spread = self._beyond or (0.0, self._margin_share(steps) / _SPREADS)
+            error = late_ns / path - mean
+            spread += _SPREAD_GAIN * (abs(error) - spread)
+            self._beyond = mean + _MEAN_GAIN * error, spread
 
     # What follows
 
@@ -82,14 +85,15 @@ class Forecast:
 
     def finish_ns(self, steps: int, ahead: Iterable[Passage]) -> float:
         """How long from now a chunk will have left if it begins now, behind chunks that are due
-        before it: its path, or all the work ahead of it on any stage and then its own.
+        before it: its path, or all the work ahead of it on any stage and then its own. The
+        margin is not in it.
         """
         queues, longest = self.queues_ns(ahead), self.path_ns(steps)
         for stage, queue in enumerate(queues):
             if queue:
                 own = self.work_ns(stage, steps)
                 longest = max(longest, queue + own + self._tail_ns(stage, steps))
-        return longest + self.margin_ns(steps)
+        return longest
 
     def queues_ns(self, passages: Iterable[Passage]) -> list[float]:
         """Work of chunks on their way that each stage has still to do; what it is doing now is
@@ -155,8 +159,8 @@ class Forecast:
         return tail
 
     def _margin_share(self, steps: int) -> float:
-        if self._margin is not None:
-            return self._margin
+        if self._beyond is not None:
+            return max(0.0, self._beyond[0] + _SPREADS * self._beyond[1])
         path = self.path_ns(steps)
         counts: dict[Kind, int] = {"encode": 1, "denoise": steps, "decode": 1}
         upper = sum(n * self.pass_ns(kind, 1)[1] for kind, n in counts.items())

@@ -79,6 +79,10 @@ class Line:
         last = next(reversed(self.passages.values()))
         return last if last.station == ARRIVED and not last.running else None
 
+    def begun(self) -> Iterator[Passage]:
+        """The chunks that do not wait to be encoded any more."""
+        return (p for p in self.passages.values() if p.station != ARRIVED or p.running)
+
     def arrive(self, passage: Passage) -> None:
         """A new chunk waits to be encoded."""
         assert self.waiting() is None
