@@ -86,11 +86,11 @@ def _change(
     named = ", ".join(f"{count} {style}" for style, count in others.items())
     steady = first + max(transition, 1) - 1  # the first chunk with the new prompt alone
     reached = [chunk_of(i) for i in range(len(made)) if chunk_of(i) >= steady and found[i] == after]
-    late = (reached[0] - steady) if reached else len(source)
+    late, never = (reached[0] - steady, "") if reached else (len(source), "not in this clip")
     repeated = sum(np.array_equal(a, b) for a, b in itertools.pairwise(made))
     black = sum(int(picture.max()) < 16 for picture in made)
     return [
-        Line(f"{name}: chunks until the new style is nearest", late, "chunks", most=2),
+        Line(f"{name}: chunks until the new style is nearest", late, "chunks", most=2, note=never),
         Line(
             f"{name}: frames nearest to a third style", others.total(), "frames", most=0, note=named
         ),

@@ -149,6 +149,19 @@ def test_a_window_side_by_side_is_the_ring_of_the_runtime() -> None:
         torch.testing.assert_close(found[0, frame], velocity[0], atol=2e-5, rtol=0)
 
 
+def test_a_channel_that_no_pixel_shows_counts_least() -> None:
+    model = Taehv(MICRO.vae)  # type: ignore[arg-type]
+    random_start(model, 0)
+    enter = next(layer for layer in model.decoder if isinstance(layer, torch.nn.Conv2d))
+    enter.weight.data[:, 3] = 0
+    enter.weight.data[:, 5] *= 4
+    latents = torch.randn(6, 2, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    weights = denoiser.channel_weights(model, latents).flatten()
+    assert weights.mean() == pytest.approx(1)
+    assert weights[3] == weights.min() == 0.25
+    assert weights.argmax() == 5
+
+
 def trained(out: Path, cut: bool) -> dict[str, Tensor]:
     """All stages of a micro model; with `cut`, each stage is interrupted once."""
     r, never = recipe(out), time.monotonic() + 3600
