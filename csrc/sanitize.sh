@@ -12,13 +12,15 @@ cp python/rt/ops.py "$build/lib/rt/ops.py"
 : >"$build/lib/rt/__init__.py"
 rm -f "$build"/report.*
 status=0
+# How accurate the flow is takes minutes there and says nothing of memory.
 # Python's own allocator hides overruns of arrays, and Python itself leaks at exit. Reports go to
 # files, because a process that is stopped takes with it what pytest has captured.
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:log_path="$PWD/$build/report" \
     UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:log_path="$PWD/$build/report" \
     PYTHONMALLOC=malloc PYTHONPATH="$build/lib" \
-    "$python" -m pytest --noconftest -p no:cacheprovider tests/csrc "$@" || status=$?
+    "$python" -m pytest --noconftest -p no:cacheprovider tests/csrc \
+    -k "not every_class_of_motion and not ranks_motions" "$@" || status=$?
 for report in "$build"/report.*; do
     [ ! -e "$report" ] || { cat "$report"; status=1; }
 done

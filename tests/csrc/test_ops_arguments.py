@@ -86,6 +86,7 @@ RULES: dict[str, Any] = {
 
 CALLS: dict[str, tuple[int, Callable[..., Any]]] = {
     "frames_to_pixels": (2, lambda a, b: ops.frames_to_pixels([a, b], 5, 6)),
+    "frames_to_pixels, NV12": (2, lambda a, b: ops.frames_to_pixels([a, b], 5, 6)),
     "frames_to_pixels, out": (2, lambda a, b: ops.frames_to_pixels([a], 5, 6, b)),
     "pixels_to_frames": (1, ops.pixels_to_frames),
     "pixels_to_frames, out": (2, ops.pixels_to_frames),
@@ -109,6 +110,10 @@ CALLS: dict[str, tuple[int, Callable[..., Any]]] = {
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 FITTING: dict[str, tuple[list[Any], list[str]]] = {
     "frames_to_pixels": ([PICTURE, PICTURE], ["|u1", "|u1"]),
+    "frames_to_pixels, NV12": ([np.zeros((6, 4), np.uint8), PICTURE], ["|u1", "|u1"]),
+    "frames_to_pixels, out": (
+        [PICTURE, np.zeros((3, 1, 5, 6), np.float32)], ["|u1", "<f4"],
+    ),
     "pixels_to_frames, out": (
         [np.zeros((3, 1, 4, 4), np.float32), np.zeros((1, 4, 4, 3), np.uint8)], ["<f4", "|u1"],
     ),
@@ -123,6 +128,7 @@ FITTING: dict[str, tuple[list[Any], list[str]]] = {
         ["|u1", "|u1", "<f4", "|u1"],
     ),
     "frame_difference": ([PICTURE, PICTURE], ["|u1", "|u1"]),
+    "frame_difference, out": ([PICTURE, PICTURE, np.zeros(1, np.float32)], ["|u1", "|u1", "<f4"]),
     "noise_control": (
         [np.zeros(4, np.float32), np.full(4, 0.5, np.float32), np.ones(1000, np.float32)],
         ["<f4"] * 3,

@@ -159,6 +159,29 @@ def test_any_size_and_stride_gives_the_same_as_a_copy(
     np.testing.assert_array_equal(flow, ops.optical_flow(a, b, out=out))
 
 
+@given(st.data(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_statistics_of_any_strides_are_those_of_a_copy(
+    data: st.DataObject, height: int, width: int, count: int
+) -> None:
+    rng = np.random.default_rng(height * width)
+    step = [data.draw(st.sampled_from([1, -1, 2, -2])) for _ in range(2)]
+    whole = rng.integers(0, 256, (count + 1, 2 * height, 2 * width, 3), np.uint8)
+    frames = whole[:, :: step[0], :: step[1], :: data.draw(st.sampled_from([1, -1]))]
+    frames.flags.writeable = False
+    last = data.draw(st.sampled_from([None, frames[0]]))
+    rows = ops.optical_flow_magnitude(list(frames[1:]), last, threads=1)
+    assert np.isfinite(rows).all()
+    copies = [frame.copy() for frame in frames]
+    again = ops.optical_flow_magnitude(copies[1:], None if last is None else copies[0])
+    np.testing.assert_array_equal(rows, again)
+    mean, median, p90, most, moving = rows.T
+    assert (median <= p90).all()
+    assert (p90 <= most).all()
+    assert (mean <= most).all()
+    assert ((moving >= 0) & (moving <= 1)).all()
+
+
 def test_result_does_not_depend_on_threads() -> None:
     frames = [moved(photo(480, 832), 3 * k, k) for k in range(4)]
     one = ops.optical_flow_magnitude(frames[1:], frames[0], threads=1)
