@@ -55,14 +55,22 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--backend", choices=sorted(BACKENDS), default="onnxruntime", help="what runs the engine"
     )
-    build.add_argument("--precision", choices=sorted(TOLERANCE), default="fp32", help="of values")
+    build.add_argument(
+        "--precision", choices=sorted(TOLERANCE), help="of values (default: the backend's own)"
+    )
+    build.add_argument(
+        "--compute-capability",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        help="of the GPUs to compile for, e.g. 8.9 or 8.9,12.0 (TensorRT)",
+    )
     build.add_argument("--height", type=int, default=256, help="pixels, a multiple of 16")
     build.add_argument("--width", type=int, default=256, help="pixels, a multiple of 16")
     build.add_argument("--max-batch", type=int, default=4, help="most rows in one batch")
     build.add_argument("--window", type=int, help="latent frames (default: the model's own)")
     build.add_argument("--sinks", type=int, help="pinned latent frames (default: the model's own)")
     build.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
-    build.add_argument("--name", help="folder of this engine (default: the model's name)")
+    build.add_argument("--name", help="folder of this engine (default: of the model and backend)")
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
@@ -105,8 +113,10 @@ def _command(
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from export.build import Options, build_engines
+    from export.backends import BACKENDS
+    from export.build import build_engines
     from export.models.presets import PRESETS
+    from export.options import Options
 
     if arguments.checkpoint is not None and arguments.seed is not None:
         raise ConfigError("checkpoint, seed: got both, expected one")
@@ -114,14 +124,13 @@ def _build(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "checkpoint: got none, expected a folder of weights (or --seed N for random ones)"
         )
-    name = arguments.name or arguments.model
-    own = arguments.out / name
-    if (
-        arguments.checkpoint is None
-        and arguments.seed is None
-        and (own / records.FILE_NAME).is_file()
-    ):
-        arguments.checkpoint = own  # an engine that is built again keeps its weights
+    backend = BACKENDS[arguments.backend]
+    suffix = "" if arguments.backend == "onnxruntime" else f"-{arguments.backend}"
+    name = arguments.name or arguments.model + suffix
+    if arguments.checkpoint is None and arguments.seed is None:
+        # an engine that is built again keeps its weights; one for TensorRT does not give them back
+        own = arguments.out / (arguments.model if backend.hollow else name)
+        arguments.checkpoint = own if (own / records.FILE_NAME).is_file() else None
     options = Options(
         config=PRESETS[arguments.model],
         height=arguments.height,
@@ -129,12 +138,13 @@ def _build(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         name=name,
         backend=arguments.backend,
-        precision=arguments.precision,
+        precision=arguments.precision or backend.precisions[0],
         max_batch=arguments.max_batch,
         window=arguments.window,
         sinks=arguments.sinks,
         checkpoint=arguments.checkpoint,
         seed=arguments.seed or 0,
+        compute_capability=arguments.compute_capability,
     )
     with _progress() as report:
         built = build_engines(options, report)

@@ -1,36 +1,37 @@
-"""The table of backends: how a unit's graph becomes a plan file, and what a plan says of itself.
-
-A backend exports a graph once for all units that share it, then makes a plan of each unit from it.
-"""
+"""The table of backends: how each makes the plans of a chain, and what a plan depends on."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from export import inductor
+from export import engines, inductor, plans
 from export import onnx as graphs
 from export.onnx import Stored
+from export.options import Made, Options, Progress, Work
 from export.units import PhaseSpec
+from rt.backends.tensorrt import FLAVOURS, library_version
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How a graph becomes a plan file, and the library that decides whether the file is valid.
+    """How plans are made, and the library and GPU that decide whether they are valid.
 
-    `export(spec, may_ignore)` gives what `plan` takes; `weights_of` and `graph_sha256` read a plan.
+    `precisions`: what values may be, the default first. `hollow`: whether its units need their
+    weights only one by one. `weights_of` says where the weights of a plan lie, `runs_here` whether
+    this machine can run what it builds.
     """
 
-    suffix: str
-    library: str
-    gpu_architecture: str | None
+    precisions: tuple[str, ...]
     fold_time: bool
-    export: Callable[[PhaseSpec, Collection[str]], Any]
-    plan: Callable[[Any, Mapping[str, Stored]], bytes]
+    hollow: bool
+    library: Callable[[], str]
+    gpu_architecture: Callable[[Options], str | None]
+    make: Callable[[Work, Progress], Made]
     weights_of: Callable[[Path], dict[str, Stored]]
-    graph_sha256: Callable[[Path], str]
+    runs_here: Callable[[], bool] = lambda: True
 
 
 def _export_onnx(spec: PhaseSpec, may_ignore: Collection[str]) -> graphs.Graph:
@@ -52,25 +53,49 @@ def _compile(spec: PhaseSpec, may_ignore: Collection[str]) -> inductor.Package:
     return inductor.compile_package(spec, may_ignore=may_ignore)
 
 
+_ONNX = plans.Recipe(
+    ".onnx",
+    _export_onnx,
+    _plan_onnx,
+    lambda path: graphs.weights_of(path.read_bytes()),
+    lambda path: graphs.graph_sha256(path.read_bytes()),
+)
+_PACKAGES = plans.Recipe(
+    inductor.SUFFIX, _compile, inductor.plan, inductor.weights_of, inductor.graph_sha256
+)
+
+
+def _tensorrt(flavour: str) -> Backend:
+    return Backend(
+        ("bf16", "fp16", "fp32"),
+        False,
+        True,
+        functools.partial(library_version, flavour),
+        lambda options: ",".join(f"sm_{c.replace('.', '')}" for c in options.compute_capability),
+        engines.make,
+        engines.weights_of,
+        lambda: False,
+    )
+
+
 BACKENDS = {
     "onnxruntime": Backend(
-        ".onnx",
-        f"opset {graphs.OPSET_ONNXRUNTIME}",
-        None,
+        ("fp32",),
         True,  # on a CPU a 2-D convolution runs half again as fast as the 3-D one (REFERENCE 7)
-        _export_onnx,
-        _plan_onnx,
-        lambda path: graphs.weights_of(path.read_bytes()),
-        lambda path: graphs.graph_sha256(path.read_bytes()),
+        False,
+        lambda: f"opset {graphs.OPSET_ONNXRUNTIME}",
+        lambda _: None,
+        functools.partial(plans.make, _ONNX),
+        _ONNX.weights_of,
     ),
     "inductor": Backend(
-        inductor.SUFFIX,
-        inductor.library(),
-        inductor.gpu_architecture(),
+        ("fp32",),
         False,
-        _compile,
-        inductor.plan,
-        inductor.weights_of,
-        inductor.graph_sha256,
+        False,
+        inductor.library,
+        lambda _: inductor.gpu_architecture(),
+        functools.partial(plans.make, _PACKAGES),
+        _PACKAGES.weights_of,
     ),
+    **{flavour: _tensorrt(flavour) for flavour in FLAVOURS},
 }

@@ -10,72 +10,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import Any
 
-from export import checkpoints, random_weights, weights
+from export import checkpoints, random_weights, tensorrt
 from export.backends import BACKENDS
 from export.models.dit import Dit
-from export.models.presets import ModelConfig
-from export.onnx import Stored
+from export.options import Made, Options, Progress, Work
+from export.sources import Opened, from_files, from_modules
 from export.staging import replace, staged, write_whole
-from export.units import (
-    Chain,
-    Parts,
-    PhaseSpec,
-    UnitSpec,
-    geometry_of,
-    wan_chain,
-)
+from export.units import Chain, Parts, UnitSpec, geometry_of, wan_chain
 from export.verify import parts_within, smoke
 from rt import manifest as records
-from rt.errors import CheckpointError, ConfigError, EngineMismatch, Error
-from rt.manifest import Manifest, Plan, Unit
+from rt.backends.tensorrt import FLAVOURS
+from rt.errors import CheckpointError, ConfigError, EngineMismatch
+from rt.manifest import Manifest, Unit
 
 VERSION = "0.1.0"
 TOKENIZER = "tokenizer.json"
-TOLERANCE = {"fp32": 1e-4}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
 """Largest absolute difference between a plan and its PyTorch unit, per precision."""
 MOTION_SMOOTHING = 0.9
 """Weight of this chunk's noise scale against the last one's (the released code's constant)."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done now, the number of steps done, and the number of all steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to build. Everything here but `out` decides whether an engine is still valid.
-
-    `checkpoint` is a folder of weights, or an engine whose weights are used again. None means
-    seeded random weights, written to `checkpoints` beside `out`.
-    """
-
-    config: ModelConfig
-    height: int
-    width: int
-    out: Path
-    name: str
-    backend: str = "onnxruntime"
-    precision: str = "fp32"
-    max_batch: int = 4
-    window: int | None = None
-    sinks: int | None = None
-    checkpoint: Path | None = None
-    seed: int = 0
-
-    @property
-    def frames(self) -> int:
-        """Window in latent frames."""
-        return self.config.sampling.window if self.window is None else self.window
-
-    @property
-    def pinned(self) -> int:
-        """Sinks among them."""
-        return self.config.sampling.sinks if self.sinks is None else self.sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,23 +46,13 @@ class Built:
     up_to_date: bool = False
 
 
-@dataclass(slots=True)
-class _Build:
-    options: Options
-    chain: Chain
-    staging: Path
-    stored: dict[tuple[str, str], dict[str, Stored]]
-    exported: dict[tuple[str, str], Any] = field(default_factory=dict)
-    built: int = 0
-    reused: int = 0
-
-
 def build_engines(options: Options, progress: Progress = lambda *_: None) -> Built:
     """Make `options.out/options.name`, or find that it is up to date.
 
     Raises ConfigError for options that fit no engine, CheckpointError for a bad checkpoint.
     """
     check(options)
+    backend = BACKENDS[options.backend]
     checkpoint = options.checkpoint or _random_checkpoint(options)
     source = _engine_at(checkpoint)
     digest = _digest_of_files(checkpoint) if source is None else source.weights_sha256
@@ -115,34 +62,51 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     with staged(options.out, options.name, key) as staging:
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
-        fold_time = BACKENDS[options.backend].fold_time
-        if source is None:
-            parts = checkpoints.load_parts(
-                options.config, checkpoint, options.height, options.width, fold_time=fold_time
-            )
-        else:
-            parts = parts_again(options, source, checkpoint)
-        chain = wan_chain(options.config, parts, options.height, options.width, options.frames)
-        state = _Build(options, chain, staging, weights.write(chain, staging))
-        units = _write_plans(state, progress)
+        opened = _open(options, checkpoint, source)
+        work = Work(options, opened, staging, TOLERANCE[options.precision])
+        made = backend.make(work, progress)
         if (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
         styles = checkpoints.styles_of(checkpoint) if source is None else source.text.styles
-        manifest = _manifest(options, key, digest, chain, units, staging, styles)
+        manifest = _manifest(options, key, digest, opened.chain, made, staging, styles)
         records.write(manifest, staging)
-        smoke(manifest, staging)
+        if backend.runs_here():
+            smoke(manifest, staging)
         replace(staging, target)
-    return Built(target, manifest, state.built, state.reused)
+    return Built(target, manifest, made.built, made.reused)
+
+
+def _open(options: Options, checkpoint: Path, source: Manifest | None) -> Opened:
+    """The chain, and its weights: in modules, or in files where a backend takes them singly."""
+    backend = BACKENDS[options.backend]
+    config, size = options.config, (options.height, options.width)
+    fold_time = backend.fold_time
+    if source is None and backend.hollow:
+        parts, dit, text = checkpoints.open_parts(config, checkpoint, *size, fold_time=fold_time)
+        return from_files(wan_chain(config, parts, *size, options.frames), dit, text)
+    if source is None:
+        parts = checkpoints.load_parts(config, checkpoint, *size, fold_time=fold_time)
+    else:
+        parts = parts_again(options, source, checkpoint)
+    return from_modules(wan_chain(config, parts, *size, options.frames))
 
 
 def check(options: Options) -> None:
     """Raise ConfigError for the first option that cannot be."""
     if options.backend not in BACKENDS:
         raise ConfigError(f"backend: got {options.backend!r}, expected one of {sorted(BACKENDS)}")
-    if options.precision not in TOLERANCE:
+    precisions = BACKENDS[options.backend].precisions
+    if options.precision not in precisions:
         raise ConfigError(
-            f"precision: got {options.precision!r}, expected one of {sorted(TOLERANCE)}"
+            f"precision: got {options.precision!r}, expected one of {sorted(precisions)}"
         )
+    if bool(options.compute_capability) != (options.backend in FLAVOURS):
+        raise ConfigError(
+            f"compute-capability: got {list(options.compute_capability)} for {options.backend}, "
+            f"expected the GPUs to build for with {sorted(FLAVOURS)}, else none"
+        )
+    if options.backend in FLAVOURS:
+        tensorrt.check_capabilities(options.backend, options.compute_capability)
     for name, size in (("height", options.height), ("width", options.width)):
         if size < 16 or size % 16:
             raise ConfigError(f"{name}: got {size}, expected a multiple of 16 pixels")
@@ -162,8 +126,13 @@ def exporter() -> str:
     names = (
         "units",
         "onnx",
+        "precision",
         "inductor",
+        "tensorrt",
+        "engines",
         "backends",
+        "plans",
+        "sources",
         "weights",
         "staging",
         "build",
@@ -181,8 +150,8 @@ def _key(options: Options, weights_sha256: str) -> str:
     facts |= {
         "schema": records.SCHEMA,
         "exporter": exporter(),
-        "library": BACKENDS[options.backend].library,
-        "gpu_architecture": BACKENDS[options.backend].gpu_architecture,
+        "library": BACKENDS[options.backend].library(),
+        "gpu_architecture": BACKENDS[options.backend].gpu_architecture(options),
         "weights": weights_sha256,
         "window": options.frames,
         "sinks": options.pinned,
@@ -213,7 +182,12 @@ def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
             f"checkpoint: {directory} is {source.model}, expected {options.config.name}"
         )
     records.check_files(source, directory)
-    fold_time = BACKENDS[source.backend].fold_time
+    if BACKENDS[source.backend].hollow:
+        raise ConfigError(
+            f"checkpoint: {directory} is for {source.backend} and holds some weights inside "
+            "compiled engines, expected a folder of weights or an engine for onnxruntime"
+        )
+    fold_time = BACKENDS[options.backend].fold_time
     try:
         parts = parts_within(source, directory, options.config, fold_time)
     except (KeyError, RuntimeError):
@@ -265,66 +239,8 @@ def _count(manifest: Manifest) -> int:
     return sum(len(unit.plans) for unit in (*manifest.prompt, *manifest.chain))
 
 
-def _write_plans(state: _Build, progress: Progress) -> dict[str, dict[str, Plan]]:
-    """A plan file for each unit and phase that has none yet, and the records of all."""
-    total = sum(len(unit.phases) for unit in state.chain.units)
-    units: dict[str, dict[str, Plan]] = {}
-    done = 0
-    for unit in state.chain.units:
-        for phase, spec in unit.phases.items():
-            progress(f"{unit.name} {phase}", done, total)
-            plan = _write_plan(state, unit, phase, spec)
-            units.setdefault(unit.name, {})[phase] = plan
-            done += 1
-    progress("check", done, total)
-    _check_weights_used(state, units)
-    return units
-
-
-def _write_plan(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Plan:
-    backend = BACKENDS[state.options.backend]
-    name = unit.name if len(unit.phases) == 1 else f"{unit.name}.{phase}"
-    path = state.staging / (name + backend.suffix)
-    if path.is_file():
-        state.reused += 1
-    else:
-        state.built += 1
-        plan = backend.plan(_graph(state, unit, phase, spec), state.stored[unit.name, phase])
-        write_whole(path, [plan])
-    return Plan(
-        file=path.name,
-        sha256=records.sha256_of(path),
-        graph_sha256=backend.graph_sha256(path),
-        inputs=spec.inputs,
-        outputs=spec.outputs,
-        state=spec.state,
-        flop=spec.flop,
-        bytes=spec.bytes,
-        tolerance=TOLERANCE[state.options.precision],
-    )
-
-
-def _graph(state: _Build, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Any:
-    """The graph of a unit, exported once for all units that share it."""
-    place = unit.graph, phase
-    if place not in state.exported:
-        # Phase `first` starts from caches of zeros, and need not look at them.
-        may_ignore = {s.input for s in spec.state} if phase == "first" else set()
-        state.exported[place] = BACKENDS[state.options.backend].export(spec, may_ignore)
-    return state.exported[place]
-
-
-def _check_weights_used(state: _Build, units: Mapping[str, Mapping[str, Plan]]) -> None:
-    """A weight that no phase of a unit reads is a fault of the unit."""
-    weights_of = BACKENDS[state.options.backend].weights_of
-    for unit in state.chain.units:
-        used: set[str] = set()
-        expected: set[str] = set()
-        for phase, plan in units[unit.name].items():
-            used |= set(weights_of(state.staging / plan.file))
-            expected |= set(state.stored[unit.name, phase])
-        if used != expected:
-            raise Error(f"unit {unit.name}: no graph reads the weights {sorted(expected - used)}")
+def _file(path: Path) -> records.Weights:
+    return records.Weights(path.name, records.sha256_of(path), path.stat().st_size)
 
 
 def _manifest(
@@ -332,16 +248,16 @@ def _manifest(
     key: str,
     weights_sha256: str,
     chain: Chain,
-    plans: Mapping[str, Mapping[str, Plan]],
+    made: Made,
     staging: Path,
     styles: tuple[str, ...],
 ) -> Manifest:
     config, dit, sampling = options.config, options.config.dit, options.config.sampling
-    file, tokenizer = staging / weights.FILE_NAME, staging / TOKENIZER
+    tokenizer = staging / TOKENIZER
     tokenized = tokenizer.is_file()
 
     def units(specs: tuple[UnitSpec, ...]) -> tuple[Unit, ...]:
-        return tuple(Unit(s.name, s.kind, s.index, plans[s.name]) for s in specs)
+        return tuple(Unit(s.name, s.kind, s.index, made.plans[s.name]) for s in specs)
 
     return Manifest(
         schema=records.SCHEMA,
@@ -349,8 +265,8 @@ def _manifest(
         model=config.name,
         exporter=exporter(),
         backend=options.backend,
-        library=BACKENDS[options.backend].library,
-        gpu_architecture=BACKENDS[options.backend].gpu_architecture,
+        library=BACKENDS[options.backend].library(),
+        gpu_architecture=BACKENDS[options.backend].gpu_architecture(options),
         precision=options.precision,
         weights_sha256=weights_sha256,
         key=key,
@@ -380,7 +296,7 @@ def _manifest(
             tokenizer_sha256=records.sha256_of(tokenizer) if tokenized else None,
             styles=styles,
         ),
-        weights=(records.Weights(file.name, records.sha256_of(file), file.stat().st_size),),
+        weights=tuple(_file(staging / name) for name in made.files),
         prompt=units(chain.prompt),
         chain=units(chain.chain),
     )

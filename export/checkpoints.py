@@ -20,6 +20,7 @@ from export.models.dit import Dit, checkpoint_shapes
 from export.models.presets import DitConfig, ModelConfig, TaehvConfig, TextConfig, VaeConfig
 from export.models.text import TextEncoder
 from export.random_weights import make_tokenizer, write_random
+from export.sources import hollow_dit, hollow_text
 from export.units import Parts
 from rt.errors import CheckpointError
 
@@ -34,6 +35,7 @@ __all__ = [
     "load_text",
     "load_vae",
     "make_tokenizer",
+    "open_parts",
     "tokenizer_file",
     "write_random",
 ]
@@ -51,21 +53,44 @@ def load_parts(
     `checkpoint` is a folder in the layout of the original Wan release, or a file of DiT weights in
     such a folder. The text encoder is optional. `fold_time`: as `WanVae`. Raises CheckpointError.
     """
-    folder = _folder(checkpoint)
     dit = Dit(config.dit, height // VAE_STRIDE, width // VAE_STRIDE)
     fill_dit(dit, load_dit(checkpoint, config.dit)[0])
     text = None
-    if files := sorted(folder.glob(formats.TEXT_FILES)):
+    if (file := _text_file(checkpoint)) is not None:
         text = TextEncoder(config.text, config.dit.text_length)
-        fill(text, load_text(files[0], config.text))
-    autoencoder: vae.WanVae | taehv.Taehv
+        fill(text, load_text(file, config.text))
+    return Parts(dit, text, _autoencoder(config, checkpoint, fold_time))
+
+
+def open_parts(
+    config: ModelConfig, checkpoint: Path, height: int, width: int, *, fold_time: bool = True
+) -> tuple[Parts, State, State]:
+    """As `load_parts`, but the DiT and the text encoder are without values, which come beside them
+    as mapped tensors by their original names ({} without a text encoder).
+    """
+    dit = hollow_dit(config, height // VAE_STRIDE, width // VAE_STRIDE)
+    state = load_dit(checkpoint, config.dit)[0]
+    text, said = None, State()
+    if (file := _text_file(checkpoint)) is not None:
+        text, said = hollow_text(config), load_text(file, config.text)
+    return Parts(dit, text, _autoencoder(config, checkpoint, fold_time)), state, said
+
+
+def _text_file(checkpoint: Path) -> Path | None:
+    return next(iter(sorted(_folder(checkpoint).glob(formats.TEXT_FILES))), None)
+
+
+def _autoencoder(
+    config: ModelConfig, checkpoint: Path, fold_time: bool
+) -> vae.WanVae | taehv.Taehv:
+    folder = _folder(checkpoint)
     if isinstance(config.vae, VaeConfig):
         autoencoder = vae.WanVae(config.vae, fold_time)
         fill(autoencoder, load_vae(folder / formats.VAE_FILE, config.vae))
-    else:
-        autoencoder = taehv.Taehv(config.vae)
-        fill(autoencoder, load_taehv(folder / formats.TAEHV_FILE, config.vae))
-    return Parts(dit, text, autoencoder)
+        return autoencoder
+    small = taehv.Taehv(config.vae)
+    fill(small, load_taehv(folder / formats.TAEHV_FILE, config.vae))
+    return small
 
 
 def tokenizer_file(checkpoint: Path) -> Path | None:

@@ -287,16 +287,53 @@ def _finish(model: onnx.ModelProto, opset: int) -> None:
     onnx.checker.check_model(model, full_check=not domains)
 
 
+def write_out_attention(graph: Graph) -> Graph:
+    """`graph` with every attention as MatMul, Add, Softmax, MatMul: for shapes and types without a
+    kernel of their own.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type not in ("RingAttention", "Attention"):
+            nodes.append(node)
+            continue
+        if (scale := _scale(node)) != 1.0:
+            name = f"{node.output[0]}.scale"
+            model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, (), [scale]))
+            scaled = f"{node.output[0]}.scaled"
+            nodes.append(helper.make_node("Mul", [node.input[0], name], [scaled]))
+            node.input[0] = scaled
+        nodes += _attention(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return Graph(model, graph.weights)
+
+
+def _scale(node: onnx.NodeProto) -> float:
+    """What an attention multiplies q by. Raises Error for one that leaves it to a default."""
+    if node.op_type == "RingAttention":
+        return 1.0
+    said = [a.f for a in node.attribute if a.name == "scale"]
+    if not said:
+        raise Error(f"attention {node.output[0]} has no scale of its own")
+    return float(said[0])
+
+
 def _attention(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """softmax(q k^T + mask) v for q [B, N, S, K], k and v [B, N, W*S, K], mask [B, 1, 1, W*S]."""
-    query, key, value, mask = node.input
+    """softmax(q k^T + mask) v for q [B, N, S, K], k and v [B, N, M, K]; the mask may be absent."""
+    query, key, value, *mask = node.input
     (output,) = node.output
     parts = ("keys", "score", "masked", "weight")
     keys, score, masked, weight = (f"{output}.{part}" for part in parts)
-    return [
+    nodes = [
         helper.make_node("Transpose", [key], [keys], perm=[0, 1, 3, 2]),
         helper.make_node("MatMul", [query, keys], [score]),
-        helper.make_node("Add", [score, mask], [masked]),
-        helper.make_node("Softmax", [masked], [weight], axis=-1),
+    ]
+    if mask:
+        nodes.append(helper.make_node("Add", [score, mask[0]], [masked]))
+    return [
+        *nodes,
+        helper.make_node("Softmax", [masked if mask else score], [weight], axis=-1),
         helper.make_node("MatMul", [weight, value], [output]),
     ]

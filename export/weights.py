@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from export.staging import write_whole
 from export.units import Chain
 
 FILE_NAME = "weights.safetensors"
-_SHORT = {"float32": "F32", "float16": "F16"}
+_SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _ALIGNMENT = 64
 
 
@@ -41,15 +42,15 @@ def write(chain: Chain, directory: Path) -> dict[tuple[str, str], dict[str, Stor
             here = placed[unit.name, phase] = {}
             for name, tensor in spec.module.state_dict().items():
                 kept = tensor.half() if (unit.graph, name) in half else tensor
-                digest = hashlib.sha256(_content(kept)).hexdigest()
-                content = f"{kept.dtype} {tuple(kept.shape)} {digest}"
-                here[name] = names.setdefault(content, f"{unit.name}.{name}")
+                digest = hashlib.sha256(content(kept)).hexdigest()
+                fact = f"{kept.dtype} {tuple(kept.shape)} {digest}"
+                here[name] = names.setdefault(fact, f"{unit.name}.{name}")
                 tensors.setdefault(here[name], kept)
-    header, layout = _layout(tensors)
+    header, places = layout({name: (_dtype(t), tuple(t.shape)) for name, t in tensors.items()})
     if not (directory / FILE_NAME).is_file():
-        write_whole(directory / FILE_NAME, (header, *(_content(tensors[name]) for name in layout)))
+        write_whole(directory / FILE_NAME, (header, *(content(tensors[name]) for name in places)))
     return {
-        place: {name: layout[stored] for name, stored in found.items()}
+        place: {name: places[stored] for name, stored in found.items()}
         for place, found in placed.items()
     }
 
@@ -73,15 +74,16 @@ def _exact_in_half(chain: Chain) -> set[tuple[str, str]]:
     return {place for place, lossless in exact.items() if lossless}
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Stored]]:
-    """Header of the file and the place of each tensor: float32 before float16, all aligned."""
+def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, Stored]]:
+    """Header of the file and the place of each tensor, of its type and shape: float32 before the
+    narrower types, all aligned. The tensors follow in the order of the result.
+    """
     header: dict[str, object] = {}
     spans: dict[str, Stored] = {}
     end = 0
-    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
-        tensor = tensors[name]
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        start, end = end, end + tensor.numel() * tensor.element_size()
+    for name in sorted(shapes, key=lambda name: -_BYTES[shapes[name][0]]):
+        dtype, shape = shapes[name]
+        start, end = end, end + math.prod(shape) * _BYTES[dtype]
         header[name] = {"dtype": _SHORT[dtype], "shape": shape, "data_offsets": (start, end)}
         spans[name] = Stored(FILE_NAME, start, end - start, dtype, shape)
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -94,6 +96,12 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, Stored]]:
     return len(text).to_bytes(8, "little") + text, moved
 
 
-def _content(tensor: Tensor) -> memoryview:
-    array: NDArray[Any] = tensor.detach().contiguous().numpy()
-    return array.reshape(-1).view(np.uint8).data
+def content(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor."""
+    whole = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    array: NDArray[np.uint8] = whole.numpy()
+    return array.data
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

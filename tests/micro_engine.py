@@ -16,7 +16,7 @@ from unittest.mock import patch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export import onnx as graphs
-from export.build import Options, build_engines
+from export.build import build_engines
 from export.models.presets import (
     DitConfig,
     ModelConfig,
@@ -25,6 +25,7 @@ from export.models.presets import (
     TextConfig,
     VaeConfig,
 )
+from export.options import Options
 
 SIZE = 64
 """Height and width in pixels: 4x4 tokens per latent frame."""

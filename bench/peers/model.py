@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.build import Options, build_engines
+from export.build import build_engines
+from export.options import Options
 from export.formats import State
 from export.models.presets import PRESETS, ModelConfig, Sampling, VaeConfig
 from export.random_weights import random_dit, random_vae

@@ -128,7 +128,9 @@ class AttentionBlock(Layer):
         planes = as_planes(x)
         qkv = self.to_qkv(self.norm(planes)).flatten(2).transpose(1, 2).unsqueeze(1)
         # [T, 1, hw, 3C]: one head
-        mixed = F.scaled_dot_product_attention(*qkv.chunk(3, -1))
+        scale = planes.shape[1] ** -0.5  # said, because a graph may not leave it to a default
+        q, k, v = qkv.chunk(3, -1)
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
         y = self.proj(mixed.transpose(2, 3).reshape(planes.shape))
         return (x + as_video(y),)
 

@@ -25,7 +25,8 @@ from safetensors import safe_open
 
 from export import build, weights
 from export import onnx as graphs
-from export.build import Built, Options, build_engines
+from export.build import Built, build_engines
+from export.options import Options
 from export.staging import PARTIAL
 from export.units import parts_of, wan_chain
 from export.verify import random_inputs, run, run_module, session, twin

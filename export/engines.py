@@ -1,0 +1,235 @@
+"""Engines for TensorRT of every unit of a chain: one per graph, weights in one file beside them.
+
+All blocks of the DiT are one engine that takes its weights as inputs; so a build holds one graph in
+memory, never a model, and a device holds each weight once. Units of the VAE, which have graphs of
+their own, keep their weights inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor
+
+from export import onnx as graphs
+from export import tensorrt
+from export.onnx import PREFIX, Graph, Stored
+from export.options import Made, Progress, Work
+from export.plans import may_ignore
+from export.precision import at_precision, dtype_of, weight_types
+from export.sources import release
+from export.staging import write_whole
+from export.tensorrt import Builder, Expected
+from export.units import PhaseSpec, UnitSpec
+from export.weights import FILE_NAME, content, layout
+from rt import manifest as records
+from rt.backends.tensorrt import Card, library_version, read_card
+from rt.errors import CheckpointError
+from rt.manifest import Binding, Plan, StateBinding
+
+SUFFIX, ENGINE = ".trt", ".engine"
+REPORT, LOG, TIMING = "report.json", "build.log", "timing.cache"
+SHARED = ("block", "prompt_kv", "text")
+"""Kinds whose weights stay apart: many units of one graph, and the text encoder, which is large."""
+DIT = ("dit_in", "block", "dit_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the report of a build: an engine, and what building it took."""
+
+    engine: str
+    units: int
+    seconds: float
+    bytes: int
+    weights: int
+    peak_bytes: int
+    layers: int
+    graph_sha256: str
+
+
+def make(work: Work, progress: Progress) -> Made:
+    """Every engine that is not there yet, the weights, the plans and the report."""
+    state = _Making(work)
+    report = work.staging / REPORT
+    if report.is_file():
+        state.entries = {e["engine"]: Entry(**e) for e in json.loads(report.read_text())}
+    stored = state.write_weights(progress)
+    plans: dict[str, dict[str, Plan]] = {}
+    units = work.opened.chain.units
+    total = sum(len(unit.phases) for unit in units)
+    for unit in units:
+        for phase, spec in unit.phases.items():
+            progress(f"{unit.name} {phase}", sum(len(made) for made in plans.values()), total)
+            plan = state.plan(unit, phase, spec, stored.get(unit.name, {}))
+            plans.setdefault(unit.name, {})[phase] = plan
+    progress("done", total, total)
+    files = (FILE_NAME, *sorted(state.entries))
+    return Made(plans, files, state.built, len(state.entries) - state.built)
+
+
+def weights_of(path: Path) -> dict[str, Stored]:
+    """The weights that lie beside a plan, by the name that the module gives them."""
+    card = read_card(path)
+    return {name.removeprefix(PREFIX): Stored(*place) for name, place in card.weights.items()}
+
+
+@dataclass(slots=True)
+class _Making:
+    work: Work
+    entries: dict[str, Entry] = field(default_factory=dict)
+    exported: dict[tuple[str, str], Graph] = field(default_factory=dict)
+    built: int = 0
+
+    def plan(
+        self, unit: UnitSpec, phase: str, spec: PhaseSpec, stored: Mapping[str, Stored]
+    ) -> Plan:
+        stem = unit.graph if len(unit.phases) == 1 else f"{unit.graph}.{phase}"
+        entry = self._engine(stem + ENGINE, unit, phase, spec)
+        card = Card(
+            engine=entry.engine,
+            graph=entry.graph_sha256,
+            library=library_version(self.work.options.backend),
+            compute_capability=self.work.options.compute_capability,
+            weights={
+                PREFIX + n: (s.file, s.offset, s.length, s.dtype, s.shape)
+                for n, s in stored.items()
+            },
+        )
+        name = unit.name if len(unit.phases) == 1 else f"{unit.name}.{phase}"
+        path = self.work.staging / (name + SUFFIX)
+        write_whole(path, [card.encoded()])
+        precision = self.work.options.precision
+        return Plan(
+            file=path.name,
+            sha256=records.sha256_of(path),
+            graph_sha256=entry.graph_sha256,
+            inputs=tuple(_typed(b, precision) for b in spec.inputs),
+            outputs=tuple(_typed(b, precision) for b in spec.outputs),
+            state=tuple(_typed_state(s, precision) for s in spec.state),
+            flop=spec.flop,
+            bytes=spec.bytes,
+            tolerance=self.work.tolerance,
+        )
+
+    def _engine(self, file: str, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Entry:
+        path = self.work.staging / file
+        if path.is_file():
+            return self.entries[file]
+        self.built += 1
+        graph = self._graph(unit, phase, spec)
+        apart = unit.kind in SHARED
+        digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
+        inside = 0
+        if not apart:
+            values = {n: _proto(self._weight(unit, phase, n, d), d)
+                      for n, d in weight_types(graph).items()}  # fmt: skip
+            inside = sum(len(v.raw_data) for v in values.values())
+            graph = tensorrt.attach(graph, values)
+        rows = self.work.options.max_batch if spec.batched else 0
+        made = self._builder().build(graph, rows, self._expected(unit, phase, spec))
+        sharing = sum(other.graph == unit.graph for other in self.work.opened.chain.units)
+        data = memoryview(made.data)
+        self.entries[file] = Entry(
+            file, sharing, round(made.seconds, 2), data.nbytes, inside, made.peak_bytes,
+            made.layers, digest,
+        )  # fmt: skip
+        lines = [asdict(entry) for entry in self.entries.values()]
+        write_whole(self.work.staging / REPORT, [json.dumps(lines, indent=1).encode() + b"\n"])
+        write_whole(path, [data])
+        return self.entries[file]
+
+    def _builder(self) -> Builder:
+        return Builder(
+            self.work.options.backend,
+            self.work.options.compute_capability,
+            self.work.staging / TIMING,
+            self.work.staging / LOG,
+        )
+
+    def _expected(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Expected:
+        aliases = tuple((s.input, s.output) for s in spec.state if s.mode == "alias")
+        fused = None
+        if unit.kind in DIT:
+            whole = unit.kind == "block" and self.work.options.precision != "fp32"
+            # to the ring and to the prompt; float32 has no kernel for either
+            fused = 2 if whole else None if unit.kind == "block" else 0
+        return Expected(aliases, fused, may_ignore(phase, spec))
+
+    def _graph(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Graph:
+        """The graph of a unit for TensorRT, its weights still inputs."""
+        place = unit.graph, phase
+        if place not in self.exported:
+            graph = graphs.export_graph(
+                spec.module,
+                spec.arguments(),
+                spec.input_names,
+                spec.output_names,
+                batched=spec.batched,
+                may_ignore=may_ignore(phase, spec),
+            )
+            if unit.kind != "block" or self.work.options.precision == "fp32":
+                graph = graphs.write_out_attention(graph)
+            self.exported[place] = tensorrt.lower(at_precision(graph, self.work.options.precision))
+        return self.exported[place]
+
+    def _weight(self, unit: UnitSpec, phase: str, name: str, dtype: str) -> Tensor:
+        """One weight as `dtype`. Raises CheckpointError where that is not finite."""
+        tensor = self.work.opened.read(unit, phase, name).detach().to(getattr(torch, dtype))
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"weights NaN or infinite in {dtype}: {unit.name}.{name}")
+        return tensor.contiguous()
+
+    def write_weights(self, progress: Progress) -> dict[str, dict[str, Stored]]:
+        """Write the weights that stay apart, tensor by tensor; where each lies, by unit."""
+        apart = [unit for unit in self.work.opened.chain.units if unit.kind in SHARED]
+        types = {u.graph: weight_types(self._graph(u, "step", u.phases["step"]))
+                 for u in {u.graph: u for u in apart}.values()}  # fmt: skip
+        places: dict[str, tuple[UnitSpec, str]] = {}
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for unit in apart:
+            tensors = unit.phases["step"].module.state_dict()
+            for name, dtype in types[unit.graph].items():
+                places[f"{unit.name}.{name}"] = unit, name
+                shapes[f"{unit.name}.{name}"] = dtype, tuple(tensors[name].shape)
+        header, spans = layout(shapes)
+
+        def parts() -> Iterator[bytes | memoryview]:
+            yield header
+            for done, label in enumerate(spans):
+                unit, name = places[label]
+                progress(f"weights {unit.name}", done, len(spans))
+                yield content(self._weight(unit, "step", name, shapes[label][0]))
+                release(self.work.opened.read(unit, "step", name))
+
+        if not (self.work.staging / FILE_NAME).is_file():
+            write_whole(self.work.staging / FILE_NAME, parts())
+        return {u.name: {n: spans[f"{u.name}.{n}"] for n in types[u.graph]} for u in apart}
+
+
+def _typed(binding: Binding, precision: str) -> Binding:
+    dtype = dtype_of(binding.tensor, binding.dtype, precision)
+    return Binding(binding.name, binding.tensor, dtype, binding.shape)
+
+
+def _typed_state(state: StateBinding, precision: str) -> StateBinding:
+    dtype = dtype_of(state.input, state.dtype, precision)
+    return StateBinding(state.input, state.output, state.mode, dtype, state.shape)
+
+
+def _proto(tensor: Tensor, dtype: str) -> onnx.TensorProto:
+    kinds: dict[str, Any] = {
+        "float32": TensorProto.FLOAT,
+        "float16": TensorProto.FLOAT16,
+        "bfloat16": TensorProto.BFLOAT16,
+    }
+    raw = bytes(content(tensor))
+    return onnx.TensorProto(dims=tuple(tensor.shape), data_type=kinds[dtype], raw_data=raw)

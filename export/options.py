@@ -1,0 +1,73 @@
+"""The records of a build: what it is asked for, works on, and has made. Nothing here computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.models.presets import ModelConfig
+from export.sources import Opened
+from rt.manifest import Plan
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done now, the number of steps done, and the number of all steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to build. Everything here but `out` decides whether an engine is still valid.
+
+    `checkpoint` is a folder of weights, or an engine whose weights are used again. None means
+    seeded random weights, written to `checkpoints` beside `out`. `compute_capability` is of the
+    GPUs that a compiled plan is for, e.g. ("8.9",).
+    """
+
+    config: ModelConfig
+    height: int
+    width: int
+    out: Path
+    name: str
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    max_batch: int = 4
+    window: int | None = None
+    sinks: int | None = None
+    checkpoint: Path | None = None
+    seed: int = 0
+    compute_capability: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Window in latent frames."""
+        return self.config.sampling.window if self.window is None else self.window
+
+    @property
+    def pinned(self) -> int:
+        """Sinks among them."""
+        return self.config.sampling.sinks if self.sinks is None else self.sinks
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A build under way: what is asked for, the chain with its weights, and the folder to fill.
+
+    `tolerance` is the largest difference that a plan may have to its PyTorch unit.
+    """
+
+    options: Options
+    opened: Opened
+    staging: Path
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Plans by unit and phase, the files that they point into, and how many files were built now
+    and were found finished.
+    """
+
+    plans: Mapping[str, Mapping[str, Plan]]
+    files: tuple[str, ...]
+    built: int
+    reused: int
