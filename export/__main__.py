@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +18,9 @@ from rich.table import Table
 from rt import manifest as records
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
+
+if TYPE_CHECKING:
+    from export.options import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--sinks", type=int, help="pinned latent frames (default: the model's own)")
     build.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
     build.add_argument("--name", help="folder of this engine (default: of the model and backend)")
+
+    build.add_argument("--keep", choices=("all", "none"), default="all", help="of what is built")
+    build.add_argument(
+        "--units", type=lambda text: tuple(text.split(",")), default=(), help="with --keep none"
+    )
+    build.add_argument("--dry-run", action="store_true", help="device memory, nothing is built")
+    build.add_argument("--steps", type=int, default=2, help="of denoising, for --dry-run")
+    build.add_argument("--seats", type=int, default=1, help="sessions at once, for --dry-run")
+    build.add_argument("--gpu-memory-gb", type=float, help="of the GPU, for --dry-run")
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
@@ -146,12 +160,54 @@ def _build(arguments: argparse.Namespace) -> int:
         seed=arguments.seed or 0,
         compute_capability=arguments.compute_capability,
     )
+    if (arguments.dry_run or arguments.keep == "none") and not backend.hollow:
+        raise ConfigError(
+            f"dry-run, keep: got them for {arguments.backend}, expected a TensorRT backend"
+        )
+    if arguments.dry_run:
+        return _dry_run(options, arguments)
+    if arguments.keep == "none":
+        return _trial(options, arguments.units)
     with _progress() as report:
         built = build_engines(options, report)
     if built.up_to_date:
         print(f"{built.directory}: up to date, {built.reused} plans")
     else:
         print(f"{built.directory}: {built.built} plans built, {built.reused} found finished")
+    return 0
+
+
+def _dry_run(options: Options, arguments: argparse.Namespace) -> int:
+    from export.trial import GB, memory_of
+
+    memory = memory_of(options, arguments.seats, arguments.steps)
+    table = Table("device memory", "GB")
+    for name in ("weights", "rings", "prompts", "caches", "values", "scratch"):
+        about = " (estimated)" if name == "scratch" else ""
+        table.add_row(name + about, f"{getattr(memory, name) / GB:.2f}")
+    table.add_row("all", f"{memory.total / GB:.2f}")
+    Console().print(table)
+    if arguments.gpu_memory_gb is not None:
+        fits = memory.total / GB <= arguments.gpu_memory_gb
+        print(f"{'fits' if fits else 'does not fit'} into {arguments.gpu_memory_gb:g} GB")
+        return 0 if fits else 1
+    return 0
+
+
+def _trial(options: Options, units: tuple[str, ...]) -> int:
+    from export.trial import build_and_delete
+
+    started = time.monotonic()
+    with _progress() as report:
+        found = build_and_delete(options, units, report)
+    table = Table("unit", "engine MB", "weights MB", "seconds", "peak RSS MB", "layers")
+    for name, e in found:
+        sizes = (f"{e.bytes / 1e6:.1f}", f"{e.weights / 1e6:.1f}")
+        numbers = (*sizes, f"{e.seconds:.1f}", f"{e.peak_bytes / 1e6:.0f}", str(e.layers))
+        table.add_row(name, *numbers)
+    Console().print(table)
+    worst = max(entry.peak_bytes for _, entry in found) / 1e6
+    print(f"{time.monotonic() - started:.0f} s, peak RSS {worst:.0f} MB; nothing kept")
     return 0
 
 

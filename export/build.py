@@ -53,9 +53,14 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     """
     check(options)
     backend = BACKENDS[options.backend]
-    checkpoint = options.checkpoint or _random_checkpoint(options)
-    source = _engine_at(checkpoint)
-    digest = _digest_of_files(checkpoint) if source is None else source.weights_sha256
+    checkpoint = options.checkpoint
+    if checkpoint is None and not backend.hollow:
+        checkpoint = _random_checkpoint(options)
+    source = None if checkpoint is None else _engine_at(checkpoint)
+    if checkpoint is None:
+        digest = _digest_of_seed(options)
+    else:
+        digest = _digest_of_files(checkpoint) if source is None else source.weights_sha256
     key = _key(options, digest)
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / options.name
@@ -65,7 +70,9 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
         opened = _open(options, checkpoint, source)
         work = Work(options, opened, staging, TOLERANCE[options.precision])
         made = backend.make(work, progress)
-        if (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
+        if checkpoint is None and _random_text(options):
+            checkpoints.make_tokenizer(staging / TOKENIZER)
+        elif (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
         styles = checkpoints.styles_of(checkpoint) if source is None else source.text.styles
         manifest = _manifest(options, key, digest, opened.chain, made, staging, styles)
@@ -76,11 +83,22 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     return Built(target, manifest, made.built, made.reused)
 
 
-def _open(options: Options, checkpoint: Path, source: Manifest | None) -> Opened:
+def open_chain(options: Options) -> Opened:
+    """The chain of a backend that takes its weights one by one, of a checkpoint or of a seed."""
+    checkpoint = options.checkpoint
+    return _open(options, checkpoint, None if checkpoint is None else _engine_at(checkpoint))
+
+
+def _open(options: Options, checkpoint: Path | None, source: Manifest | None) -> Opened:
     """The chain, and its weights: in modules, or in files where a backend takes them singly."""
     backend = BACKENDS[options.backend]
     config, size = options.config, (options.height, options.width)
     fold_time = backend.fold_time
+    if checkpoint is None:
+        parts, dit, text = checkpoints.open_random(
+            config, options.seed, *size, fold_time=fold_time, text=_random_text(options)
+        )
+        return from_files(wan_chain(config, parts, *size, options.frames), dit, text)
     if source is None and backend.hollow:
         parts, dit, text = checkpoints.open_parts(config, checkpoint, *size, fold_time=fold_time)
         return from_files(wan_chain(config, parts, *size, options.frames), dit, text)
@@ -201,10 +219,23 @@ def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
     return replaced(parts, dit=dit)
 
 
-def _tokenizer_of(checkpoint: Path, source: Manifest | None) -> Path | None:
+def _tokenizer_of(checkpoint: Path | None, source: Manifest | None) -> Path | None:
+    if checkpoint is None:
+        return None
     if source is None:
         return checkpoints.tokenizer_file(checkpoint)
     return checkpoint / source.text.tokenizer if source.text.tokenizer else None
+
+
+def _random_text(options: Options) -> bool:
+    """Whether random weights have a text encoder; that of Wan takes 11 GB and encodes nothing."""
+    return options.config.text.vocabulary <= random_weights.VOCABULARY
+
+
+def _digest_of_seed(options: Options) -> str:
+    """Hash of the code that makes random weights, of the model and of the seed."""
+    maker = Path(random_weights.__file__).read_bytes()
+    return hashlib.sha256(maker + repr((options.config, options.seed)).encode()).hexdigest()
 
 
 def _random_checkpoint(options: Options) -> Path:

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export import formats
+from export import formats, random_weights
 from export.formats import Checkpoint, Part, State, listed
 from export.models import taehv, vae
 from export.models.dit import Dit, checkpoint_shapes
 from export.models.presets import DitConfig, ModelConfig, TaehvConfig, TextConfig, VaeConfig
 from export.models.text import TextEncoder
 from export.random_weights import make_tokenizer, write_random
-from export.sources import hollow_dit, hollow_text
+from export.sources import Named, hollow_dit, hollow_text
 from export.units import Parts
 from rt.errors import CheckpointError
 
@@ -36,6 +36,7 @@ __all__ = [
     "load_vae",
     "make_tokenizer",
     "open_parts",
+    "open_random",
     "tokenizer_file",
     "write_random",
 ]
@@ -64,16 +65,36 @@ def load_parts(
 
 def open_parts(
     config: ModelConfig, checkpoint: Path, height: int, width: int, *, fold_time: bool = True
-) -> tuple[Parts, State, State]:
+) -> tuple[Parts, Named, Named]:
     """As `load_parts`, but the DiT and the text encoder are without values, which come beside them
-    as mapped tensors by their original names ({} without a text encoder).
+    as mapped tensors by their original names.
     """
     dit = hollow_dit(config, height // VAE_STRIDE, width // VAE_STRIDE)
     state = load_dit(checkpoint, config.dit)[0]
     text, said = None, State()
     if (file := _text_file(checkpoint)) is not None:
         text, said = hollow_text(config), load_text(file, config.text)
-    return Parts(dit, text, _autoencoder(config, checkpoint, fold_time)), state, said
+    parts = Parts(dit, text, _autoencoder(config, checkpoint, fold_time))
+    return parts, lambda name, _: state[name], lambda name, _: said[name]
+
+
+def open_random(
+    config: ModelConfig, seed: int, height: int, width: int, *, fold_time: bool, text: bool
+) -> tuple[Parts, Named, Named]:
+    """As `open_parts`, of seeded random weights that are made when they are asked for."""
+    dit = hollow_dit(config, height // VAE_STRIDE, width // VAE_STRIDE)
+    autoencoder: vae.WanVae | taehv.Taehv
+    if isinstance(config.vae, VaeConfig):
+        autoencoder = vae.WanVae(config.vae, fold_time)
+        fill(autoencoder, random_weights.random_vae(config.vae, seed))
+    else:
+        autoencoder = taehv.Taehv(config.vae)
+        fill(autoencoder, random_weights.random_taehv(config.vae, seed))
+    return (
+        Parts(dit, hollow_text(config) if text else None, autoencoder),
+        lambda name, shape: random_weights.dit_tensor(name, shape, seed),
+        lambda name, shape: random_weights.text_tensor(name, shape, seed, config.text),
+    )
 
 
 def _text_file(checkpoint: Path) -> Path | None:

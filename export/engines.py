@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Entry:
 
 def make(work: Work, progress: Progress) -> Made:
     """Every engine that is not there yet, the weights, the plans and the report."""
-    state = _Making(work)
+    state = Making(work)
     report = work.staging / REPORT
     if report.is_file():
         state.entries = {e["engine"]: Entry(**e) for e in json.loads(report.read_text())}
@@ -83,7 +83,9 @@ def weights_of(path: Path) -> dict[str, Stored]:
 
 
 @dataclass(slots=True)
-class _Making:
+class Making:
+    """The engines of one build, in a staging folder that may hold some of them already."""
+
     work: Work
     entries: dict[str, Entry] = field(default_factory=dict)
     exported: dict[tuple[str, str], Graph] = field(default_factory=dict)
@@ -92,8 +94,7 @@ class _Making:
     def plan(
         self, unit: UnitSpec, phase: str, spec: PhaseSpec, stored: Mapping[str, Stored]
     ) -> Plan:
-        stem = unit.graph if len(unit.phases) == 1 else f"{unit.graph}.{phase}"
-        entry = self._engine(stem + ENGINE, unit, phase, spec)
+        entry = self.engine(unit, phase, spec)
         card = Card(
             engine=entry.engine,
             graph=entry.graph_sha256,
@@ -112,15 +113,17 @@ class _Making:
             file=path.name,
             sha256=records.sha256_of(path),
             graph_sha256=entry.graph_sha256,
-            inputs=tuple(_typed(b, precision) for b in spec.inputs),
-            outputs=tuple(_typed(b, precision) for b in spec.outputs),
-            state=tuple(_typed_state(s, precision) for s in spec.state),
+            inputs=tuple(typed(b, precision) for b in spec.inputs),
+            outputs=tuple(typed(b, precision) for b in spec.outputs),
+            state=tuple(typed_state(s, precision) for s in spec.state),
             flop=spec.flop,
             bytes=spec.bytes,
             tolerance=self.work.tolerance,
         )
 
-    def _engine(self, file: str, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Entry:
+    def engine(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Entry:
+        """The engine of a unit, built unless it is there; units of one graph have the same."""
+        file = (unit.graph if len(unit.phases) == 1 else f"{unit.graph}.{phase}") + ENGINE
         path = self.work.staging / file
         if path.is_file():
             return self.entries[file]
@@ -130,7 +133,7 @@ class _Making:
         digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
         inside = 0
         if not apart:
-            values = {n: _proto(self._weight(unit, phase, n, d), d)
+            values = {n: _proto(self.weight(unit, phase, n, d), d)
                       for n, d in weight_types(graph).items()}  # fmt: skip
             inside = sum(len(v.raw_data) for v in values.values())
             graph = tensorrt.attach(graph, values)
@@ -181,7 +184,11 @@ class _Making:
             self.exported[place] = tensorrt.lower(at_precision(graph, self.work.options.precision))
         return self.exported[place]
 
-    def _weight(self, unit: UnitSpec, phase: str, name: str, dtype: str) -> Tensor:
+    def weight_types(self, unit: UnitSpec, phase: str) -> dict[str, str]:
+        """Type of each weight that a unit's graph reads."""
+        return weight_types(self._graph(unit, phase, unit.phases[phase]))
+
+    def weight(self, unit: UnitSpec, phase: str, name: str, dtype: str) -> Tensor:
         """One weight as `dtype`. Raises CheckpointError where that is not finite."""
         tensor = self.work.opened.read(unit, phase, name).detach().to(getattr(torch, dtype))
         if not tensor.isfinite().all():
@@ -207,7 +214,7 @@ class _Making:
             for done, label in enumerate(spans):
                 unit, name = places[label]
                 progress(f"weights {unit.name}", done, len(spans))
-                yield content(self._weight(unit, "step", name, shapes[label][0]))
+                yield content(self.weight(unit, "step", name, shapes[label][0]))
                 release(self.work.opened.read(unit, "step", name))
 
         if not (self.work.staging / FILE_NAME).is_file():
@@ -215,14 +222,14 @@ class _Making:
         return {u.name: {n: spans[f"{u.name}.{n}"] for n in types[u.graph]} for u in apart}
 
 
-def _typed(binding: Binding, precision: str) -> Binding:
-    dtype = dtype_of(binding.tensor, binding.dtype, precision)
-    return Binding(binding.name, binding.tensor, dtype, binding.shape)
+def typed(binding: Binding, precision: str) -> Binding:
+    """A binding with the type that it has at `precision`."""
+    return replace(binding, dtype=dtype_of(binding.tensor, binding.dtype, precision))
 
 
-def _typed_state(state: StateBinding, precision: str) -> StateBinding:
-    dtype = dtype_of(state.input, state.dtype, precision)
-    return StateBinding(state.input, state.output, state.mode, dtype, state.shape)
+def typed_state(state: StateBinding, precision: str) -> StateBinding:
+    """The same of a state."""
+    return replace(state, dtype=dtype_of(state.input, state.dtype, precision))
 
 
 def _proto(tensor: Tensor, dtype: str) -> onnx.TensorProto:

@@ -114,7 +114,7 @@ def random_text(config: TextConfig, seed: int) -> State:
     """Weights of a UMT5 encoder under the original names."""
     with torch.device("meta"):
         shapes = tensor_shapes(TextEncoder(config, 1))
-    return {name: _text_tensor(name, shape, seed, config) for name, shape in shapes.items()}
+    return {name: text_tensor(name, shape, seed, config) for name, shape in shapes.items()}
 
 
 def wan_config(config: DitConfig) -> dict[str, object]:
@@ -172,16 +172,17 @@ def _write_dit(config: DitConfig, directory: Path, seed: int) -> None:
         filled += size
     for index, shapes in enumerate(shards, 1):
         part = f"-{index:05}-of-{len(shards):05}" if len(shards) > 1 else ""
-        tensors = {name: _dit_tensor(name, shape, seed) for name, shape in shapes.items()}
+        tensors = {name: dit_tensor(name, shape, seed) for name, shape in shapes.items()}
         save_file(tensors, directory / f"{DIT_STEM}{part}.safetensors")
 
 
 def _dit_tensors(config: DitConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
     for name, shape in checkpoint_shapes(config).items():
-        yield name, _dit_tensor(name, shape, seed)
+        yield name, dit_tensor(name, shape, seed)
 
 
-def _dit_tensor(name: str, shape: torch.Size, seed: int) -> Tensor:
+def dit_tensor(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """One weight of a DiT by its original name; no other is needed to make it."""
     if "norm" in name and name.endswith("weight"):
         return _normal(name, shape, seed, 0.1, 1)
     if name.endswith("modulation"):
@@ -189,7 +190,8 @@ def _dit_tensor(name: str, shape: torch.Size, seed: int) -> Tensor:
     return _projection(name, shape, seed)
 
 
-def _text_tensor(name: str, shape: torch.Size, seed: int, config: TextConfig) -> Tensor:
+def text_tensor(name: str, shape: torch.Size, seed: int, config: TextConfig) -> Tensor:
+    """One weight of a UMT5 encoder by its original name."""
     if "norm" in name:
         return _normal(name, shape, seed, 0.1, 1)
     if "embedding" in name:

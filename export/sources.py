@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from export.formats import State
 from export.models.dit import Dit, DitIn
 from export.models.presets import ModelConfig
 from export.models.text import TextEncoder, relative_buckets
@@ -26,6 +25,10 @@ _PAGEOUT = 21
 
 Read = Callable[[UnitSpec, str, str], Tensor]
 """(unit, phase, name in the module) -> the weight, as it is stored; mapped, not held."""
+
+
+Named = Callable[[str, torch.Size], Tensor]
+"""(original name, shape) -> a weight of a DiT or a text encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,19 @@ def from_modules(chain: Chain) -> Opened:
     return Opened(chain, _own)
 
 
-def from_files(chain: Chain, dit: State, text: State) -> Opened:
-    """DiT and text encoder from (mapped) tensors by their original names; the VAE's from itself."""
+def from_files(chain: Chain, dit: Named, text: Named) -> Opened:
+    """DiT and text encoder from tensors by their original names, given name and shape; the VAE's
+    from itself.
+    """
 
     def read(unit: UnitSpec, phase: str, name: str) -> Tensor:
+        own = _own(unit, phase, name)
         if unit.kind in ("encode", "decode"):
-            return _own(unit, phase, name)
+            return own
         if unit.kind == "text":
-            return text[name]
-        own = unit.kind in ("block", "prompt_kv")
-        return dit[f"blocks.{unit.index}.{name}" if own else name]
+            return text(name, own.shape)
+        in_block = unit.kind in ("block", "prompt_kv")
+        return dit(f"blocks.{unit.index}.{name}" if in_block else name, own.shape)
 
     return Opened(chain, read)
 

@@ -1,0 +1,156 @@
+"""A build that keeps nothing: each engine is made, checked, measured and deleted. And what an
+engine will take on a device, before anything is built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from export.build import TOLERANCE, check, open_chain
+from export.engines import SHARED, Entry, Making, typed, typed_state
+from export.options import Options, Progress, Work
+from export.precision import DTYPES
+from export.sources import Opened, release
+from export.staging import staged
+from export.units import Chain, PhaseSpec, UnitSpec, concrete
+from rt.errors import ConfigError
+from rt.manifest import Binding, StateBinding
+
+GB = 1e9
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+
+def build_and_delete(
+    options: Options, units: Collection[str], progress: Progress
+) -> list[tuple[str, Entry]]:
+    """Engines of `units` (all, if none are named), one for each graph; and all weights, read once.
+
+    Raises ConfigError for a unit that the chain does not have.
+    """
+    check(options)
+    opened = open_chain(options)
+    chosen = _chosen(opened, units)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found: list[tuple[str, Entry]] = []
+    with staged(options.out, f"{options.name}.trial", "") as staging:
+        work = Work(options, opened, staging, TOLERANCE[options.precision])
+        making = Making(work)
+        total = sum(len(unit.phases) for unit in chosen)
+        for unit in chosen:
+            for phase, spec in unit.phases.items():
+                progress(f"{unit.name} {phase}", len(found), total)
+                entry = making.engine(unit, phase, spec)
+                read = _read_weights(making, unit, phase) if unit.kind in SHARED else entry.weights
+                found.append((f"{unit.name} {phase}", replace(entry, weights=read)))
+                if unit is not _next_of(unit, chosen):
+                    continue
+                (staging / entry.engine).unlink()
+    return found
+
+
+def _chosen(opened: Opened, names: Collection[str]) -> list[UnitSpec]:
+    units = {unit.name: unit for unit in opened.chain.units}
+    if unknown := sorted(set(names) - set(units)):
+        raise ConfigError(f"units: got {unknown[0]!r}, expected of {', '.join(units)}")
+    return [unit for name, unit in units.items() if not names or name in names]
+
+
+def _next_of(unit: UnitSpec, chosen: list[UnitSpec]) -> UnitSpec:
+    """The last unit that runs on the same engine."""
+    return [other for other in chosen if other.graph == unit.graph][-1]
+
+
+def _read_weights(making: Making, unit: UnitSpec, phase: str) -> int:
+    """Bytes of a unit's weights, each read and checked alone."""
+    total = 0
+    for name, dtype in making.weight_types(unit, phase).items():
+        tensor = making.weight(unit, phase, name, dtype)
+        total += tensor.numel() * tensor.element_size()
+        release(making.work.opened.read(unit, phase, name))
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one device that holds the whole chain for `seats` sessions. `scratch` is estimated
+    from the largest operation of a unit; all else is counted.
+    """
+
+    weights: int
+    rings: int
+    prompts: int
+    caches: int
+    values: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        parts = (self.weights, self.rings, self.prompts, self.caches, self.values, self.scratch)
+        return sum(parts)
+
+
+def memory_of(options: Options, seats: int, steps: int) -> Memory:
+    """What the chain of `options` needs on a device. Builds nothing and reads no weights."""
+    check(options)
+    chain = open_chain(replace(options, checkpoint=None)).chain
+    rows, precision = seats * steps, options.precision
+    state = {"block": 0, "encode": 0, "decode": 0}
+    for unit in chain.chain:
+        for value in next(iter(unit.phases.values())).state:
+            state[unit.kind] += _size(typed_state(value, precision), 1)
+    prompt = [u.phases["step"].outputs for u in chain.prompt if u.kind == "prompt_kv"]
+    values = {b.tensor: _size(typed(b, precision), options.max_batch) for b in _flowing(chain)}
+    return Memory(
+        weights=_weights(chain, precision),
+        rings=rows * state["block"],
+        prompts=rows * sum(_size(typed(b, precision), 1) for pair in prompt for b in pair),
+        caches=2 * seats * (state["encode"] + state["decode"]),
+        values=2 * sum(values.values()),
+        scratch=max(_largest(s) for u in chain.units for s in u.phases.values())
+        * _BYTES[DTYPES[precision]] // 4,
+    )  # fmt: skip
+
+
+def _weights(chain: Chain, precision: str) -> int:
+    """Every weight once, but those inside engines once per phase."""
+    count = 0
+    for unit in chain.units:
+        phases = list(unit.phases.values())[: 1 if unit.kind in SHARED else None]
+        count += sum(t.numel() for s in phases for t in s.module.state_dict().values())
+    return count * _BYTES[DTYPES[precision]]
+
+
+def _flowing(chain: Chain) -> Iterator[Binding]:
+    for unit in chain.chain:
+        for spec in unit.phases.values():
+            yield from (*spec.inputs, *spec.outputs)
+
+
+def _size(value: Binding | StateBinding, rows: int) -> int:
+    return math.prod(concrete(value.shape, rows)) * _BYTES[value.dtype]
+
+
+def _largest(spec: PhaseSpec) -> int:
+    """Bytes in and out of the largest operation."""
+    found = 0
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal found
+            result = func(*args, **(kwargs or {}))
+            tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
+            found = max(found, sum(t.numel() * t.element_size() for t in tensors))
+            return result
+
+    tensors = {**dict(spec.module.named_parameters()), **dict(spec.module.named_buffers())}
+    weights = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad(), Watch():  # type: ignore[no-untyped-call]
+        functional_call(spec.module, weights, spec.arguments(1, "meta"))
+    return found
