@@ -74,7 +74,7 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
             checkpoints.make_tokenizer(staging / TOKENIZER)
         elif (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
-        styles = checkpoints.styles_of(checkpoint) if source is None else source.text.styles
+        styles = _styles_of(checkpoint, source)
         manifest = _manifest(options, key, digest, opened.chain, made, staging, styles)
         records.write(manifest, staging)
         if backend.runs_here():
@@ -225,6 +225,12 @@ def _tokenizer_of(checkpoint: Path | None, source: Manifest | None) -> Path | No
     if source is None:
         return checkpoints.tokenizer_file(checkpoint)
     return checkpoint / source.text.tokenizer if source.text.tokenizer else None
+
+
+def _styles_of(checkpoint: Path | None, source: Manifest | None) -> tuple[str, ...]:
+    if source is not None:
+        return source.text.styles
+    return () if checkpoint is None else checkpoints.styles_of(checkpoint)
 
 
 def _random_text(options: Options) -> bool:
