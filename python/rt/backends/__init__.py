@@ -10,6 +10,8 @@ from .base import Backend
 _MODULES = {
     "onnxruntime": ("onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
     "inductor": ("inductor", "InductorBackend", "torch"),
+    "tensorrt": ("tensorrt", "data_centre", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt", "rtx", "tensorrt-rtx"),
 }
 """Name -> module, class, and the package to install."""
 
