@@ -193,14 +193,15 @@ class Manifest:
     def rebuild_command(self) -> str:
         """The command that makes this directory again."""
         g, w = self.geometry, self.window
-        gpus = (self.gpu_architecture or "").replace("sm_", "").split(",")
-        compiled = self.backend.startswith("tensorrt")
-        target = f" --compute-capability {','.join(f'{g[:-1]}.{g[-1]}' for g in gpus)}"
+        target = ""
+        if self.backend.startswith("tensorrt") and self.gpu_architecture is not None:
+            gpus = self.gpu_architecture.replace("sm_", "").split(",")
+            target = f" --compute-capability {','.join(f'{g[:-1]}.{g[-1]}' for g in gpus)}"
         return (
             f"python -m export build-engines --model {self.model} --name {self.name} "
             f"--backend {self.backend} --precision {self.precision} "
             f"--height {g.height} --width {g.width} --max-batch {self.max_batch} "
-            f"--window {w.frames} --sinks {w.sinks}{target if compiled else ''}"
+            f"--window {w.frames} --sinks {w.sinks}{target}"
         )
 
 
