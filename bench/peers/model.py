@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from export.build import build_engines
-from export.options import Options
 from export.formats import State
 from export.models.presets import PRESETS, ModelConfig, Sampling, VaeConfig
+from export.options import Options
 from export.random_weights import random_dit, random_vae
 from rt import manifest as manifests
 from rt.manifest import Manifest
