@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from socket import SHUT_RDWR
@@ -13,7 +16,7 @@ from typing import Any
 import msgpack
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served import Served, Talk, ended, frame, serving, unpacked, wait_until
+from served import ROOT, Served, Talk, ended, frame, serving, unpacked, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
@@ -262,3 +265,15 @@ def test_a_wrong_engine_ends_the_server_in_one_line(tmp_path: Any) -> None:
         assert served.process.returncode == 1
         assert errors.startswith("error: ")
         assert len(errors.splitlines()) == 1
+
+
+def test_the_example_client_is_served(free: Served) -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/websocket_client.py", free.url],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("8 frames came back"), done.stderr
