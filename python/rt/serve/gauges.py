@@ -4,7 +4,6 @@ so they cannot disagree with them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,7 @@ class Gauges:
     def __init__(self, hub: Hub) -> None:
         self.registry = CollectorRegistry()
         self._hub = hub
-        self._lock = threading.Lock()
-        self._past = Counts()
+        self.past = Counts()
         self._latency = Histogram(
             "rt_latency_seconds",
             "Capture to emission of a frame",
@@ -49,9 +47,8 @@ class Gauges:
         self._ttff.observe(ms * 1e-3)
 
     def over(self, counts: Counts) -> None:
-        """A session ended: its counts stay."""
-        with self._lock:
-            self._past = _sum(self._past, counts)
+        """A session ended: its counts stay. Called under the hub's lock."""
+        self.past = _sum(self.past, counts)
 
     def text(self) -> bytes:
         """The exposition format."""
@@ -59,9 +56,7 @@ class Gauges:
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
-        open_ = self._hub.sessions()
-        with self._lock:
-            total = self._past
+        open_, total = self._hub.census()
         for live in open_:
             total = _sum(total, live.counts())
         for name, value, text in (

@@ -21,7 +21,7 @@ from ..pipeline import Pipeline
 from .gauges import Gauges
 from .journal import Journal
 from .limits import Limits
-from .live import Live
+from .live import Counts, Live
 from .schema import Engine, SessionOptions, SessionUpdate
 
 State = Literal["loading", "ready", "draining", "failed"]
@@ -57,6 +57,7 @@ class Hub:
         self._lock = threading.Lock()
         self._pipeline: Pipeline | None = None
         self._sessions: dict[str, Live] = {}
+        self._ending: set[str] = set()
         self._opening = 0
 
     # Life
@@ -121,7 +122,7 @@ class Hub:
     def get(self, number: str) -> Live:
         """Raises Refused for one that is not open."""
         live = self._sessions.get(number)
-        if live is None:
+        if live is None or live.id in self._ending:
             raise Refused(404, "there is no such session; open one with POST /api/sessions")
         return live
 
@@ -133,10 +134,14 @@ class Hub:
     def end(self, live: Live, reason: str) -> None:
         """Close and forget a session; idempotent."""
         with self._lock:
-            if self._sessions.pop(live.id, None) is None:
+            if live.id not in self._sessions or live.id in self._ending:
                 return
+            self._ending.add(live.id)
         counts = live.close()
-        self.gauges.over(counts)
+        with self._lock:  # in one moment, so that no counter ever falls
+            del self._sessions[live.id]
+            self._ending.remove(live.id)
+            self.gauges.over(counts)
         self._journal.note(
             "ended",
             session=live.id[:6],
@@ -152,6 +157,11 @@ class Hub:
         """Those open now."""
         with self._lock:
             return list(self._sessions.values())
+
+    def census(self) -> tuple[list[Live], Counts]:
+        """Those open now, and what was counted of all before."""
+        with self._lock:
+            return list(self._sessions.values()), self.gauges.past
 
     def expire(self, now_s: float) -> None:
         """End sessions that were idle, or lived, for too long."""

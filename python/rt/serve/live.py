@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..errors import ConfigError, Error
+from ..errors import AdmissionRefused, ConfigError, Error
 from ..frame import Frame
 from ..metrics import Histogram, Report
 from ..pipeline import Pipeline
@@ -31,6 +31,10 @@ from .schema import (
 
 RECENT_S = 5.0
 """What FPS and percentiles of a status are measured over."""
+
+
+RATES = (30.0, 16.0, 8.0, 4.0, 2.0, 1.0)
+"""Frames/s that a session without a rate of its own asks for, until one is admitted."""
 
 
 class Viewer(Protocol):
@@ -113,7 +117,6 @@ class Live:
                 raise ConfigError(f"session {self.id[:6]}: is over; open another")
             options = changed(self.options, update)
             if update.restarts():
-                fields_of(options)
                 self._restart(options)
                 return 0
             if update.prompt is None:
@@ -149,6 +152,7 @@ class Live:
             fps=len(recent) / min(RECENT_S, max(0.5, now_s - self.opened_s)),
             latency_ms=percentiles(recent),
             slo_ms=self.options.slo_ms,
+            fps_held=self._run.fps,
             miss_share=counts.late / max(1, counts.entered),
             motion_score=None if chunk is None else chunk.motion_score,
             noise_scale=None if chunk is None else chunk.noise_scale,
@@ -171,9 +175,18 @@ class Live:
     # Inside
 
     def _begin(self, options: SessionOptions) -> Run:
-        session = self._pipeline.session(**fields_of(options))
-        frames = self._pipeline.manifest.geometry.frames_per_chunk
-        return Run(session, frames, self._show, self._fail)
+        """At the highest rate that is admitted. Raises AdmissionRefused where none is."""
+        rates = RATES if options.fps is None else (options.fps,)
+        for fps in rates:
+            try:
+                session = self._pipeline.session(**fields_of(options, fps))
+            except AdmissionRefused:
+                if fps == rates[-1]:
+                    raise
+                continue
+            frames = self._pipeline.manifest.geometry.frames_per_chunk
+            return Run(session, fps, frames, self._show, self._fail)
+        raise AssertionError("no rate to try")
 
     def _restart(self, options: SessionOptions) -> None:
         self._run.close()

@@ -17,6 +17,9 @@ WAITED_S = 0.003
 DROPPED = 1.25
 """What the spacing grows by when the pipeline dropped frames instead of letting them wait."""
 
+SLACK = 0.9
+"""Share of a frame time after which the next frame may come: clocks of cameras tremble."""
+
 SMALLEST_S, LARGEST_S = 0.001, 1.0
 
 

@@ -41,18 +41,20 @@ class Run:
     def __init__(
         self,
         session: Session,
+        fps: float,
         frames_per_chunk: int,
         show: Callable[[Frame], None],
         failed: Callable[[Error], None],
     ) -> None:
         self.session = session
+        self.fps = fps
         self.replaced = 0
         self._frames_per_chunk = frames_per_chunk
         self._show, self._failed = show, failed
         self._changed = threading.Condition()
         self._waiting: Waiting | None = None
         self._over = False
-        self._spacing_s = pace.SMALLEST_S
+        self._spacing_s = pace.SLACK / fps
         self._last_pts_s: float | None = None
         self._threads = [
             threading.Thread(target=work, name=f"live-{session.number}-{name}", daemon=True)
@@ -96,9 +98,10 @@ class Run:
             before, dropped = dropped, self.session.report().frames_dropped
             with self._changed:
                 self._last_pts_s = frame.pts_s
-                self._spacing_s = pace.next_spacing(
+                spacing_s = pace.next_spacing(
                     self._spacing_s, waited_s, dropped - before, self._frames_per_chunk
                 )
+                self._spacing_s = max(spacing_s, pace.SLACK / self.fps)
 
     def _take(self) -> Waiting | None:
         with self._changed:

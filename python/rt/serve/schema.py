@@ -38,13 +38,16 @@ class NoiseRange(Strict):
 
 
 class SessionOptions(Strict):
-    """How a session begins."""
+    """How a session begins. `fps` is the rate that is held free for it and at most taken from it;
+    None: the highest that fits.
+    """
 
     prompt: Text | Blend
     steps: Steps | None = None
     noise_range: NoiseRange | None = None
     motion: Motion = "flow"
     slo_ms: SloMs = 1000.0
+    fps: Annotated[float, Field(ge=0.1, le=60)] | None = None
     seed: Annotated[int, Field(ge=0, le=(1 << 53) - 1)] = 0
     fit: Fit = "crop"
 
@@ -89,6 +92,7 @@ class SessionStatus(BaseModel):
     fps: float
     latency_ms: Latency
     slo_ms: float
+    fps_held: float
     miss_share: float
     motion_score: float | None
     noise_scale: float | None
@@ -124,12 +128,12 @@ def prompt_of(prompt: str | list[Part]) -> Prompt:
     return tuple((part.text, part.weight) for part in prompt)
 
 
-def fields_of(options: SessionOptions) -> dict[str, Any]:
-    """As `Pipeline.session` takes them. Raises ConfigError where `rt.SLO` does."""
+def fields_of(options: SessionOptions, fps: float) -> dict[str, Any]:
+    """As `Pipeline.session` takes them, for `fps` frames/s. Raises ConfigError as `rt.SLO` does."""
     noise = options.noise_range
     return {
         "prompt": prompt_of(options.prompt),
-        "slo": SLO(fps=None, latency_ms=options.slo_ms),
+        "slo": SLO(fps=fps, latency_ms=options.slo_ms),
         "seed": options.seed,
         "steps": options.steps,
         "motion": options.motion,

@@ -68,7 +68,7 @@ def pictures(page: Page) -> int:
 def more(page: Page, count: int) -> None:
     """Wait for `count` further pictures."""
     until = pictures(page) + count
-    page.wait_for_function(f"Number(document.body.dataset.pictures) >= {until}", timeout=90_000)
+    wait_until(lambda: pictures(page) >= until, 90)
 
 
 def begin(page: Page, source: str) -> None:
@@ -122,7 +122,7 @@ def test_options_blends_themes_and_a_phone(page: Page, server: Served) -> None:
     page.fill("#second", "comic")
     page.fill("#weight", "50")
     more(page, 10)
-    page.wait_for_function("document.getElementById('state').textContent.includes('1 step')")
+    wait_until(lambda: "1 step" in page.inner_text("#state"))
     assert page.inner_text("#alert") == ""
     page.click("summary")
     page.emulate_media(color_scheme="light")
@@ -157,4 +157,4 @@ def test_a_file_is_a_source_and_what_is_no_film_is_told(page: Page, tmp_path: Pa
     broken.write_bytes(b"no film")
     page.set_input_files("#file", str(broken))
     page.click("#start")
-    page.wait_for_function("document.getElementById('alert').textContent.includes('cannot play')")
+    wait_until(lambda: "cannot play" in page.inner_text("#alert"))

@@ -189,10 +189,10 @@ def test_refusals_are_told(free: Served) -> None:
 
 
 def test_seats_are_limited_and_come_back(free: Served) -> None:
-    numbers = [free.opened() for _ in range(3)]
+    numbers = [free.opened(fps=0.2) for _ in range(3)]
     assert free.ask("POST", "/api/sessions", {"prompt": "x"}).status == 429
     assert free.ask("DELETE", f"/api/sessions/{numbers[0]}").status == 204
-    again = free.opened()
+    again = free.opened(fps=0.2)
     with free.socket(again) as socket:
         Talk(socket).until(1)
         with free.socket(again) as second:
@@ -206,12 +206,12 @@ def test_a_client_that_dies_every_time_disturbs_nobody(free: Served) -> None:
 
     def die() -> None:
         while not over.is_set():
-            with free.socket(free.opened()) as dying:
+            with free.socket(free.opened(fps=0.2)) as dying:
                 dying.send(frame(0))
                 dying.socket.shutdown(SHUT_RDWR)  # no closing handshake
             time.sleep(0.3)
 
-    with free.socket(free.opened()) as socket:
+    with free.socket(free.opened(fps=4.0)) as socket:
         thread = threading.Thread(target=die)
         thread.start()
         got = Talk(socket).until(12)
