@@ -38,11 +38,11 @@ class AsyncSession:
     async def pull(self) -> Frame | None:
         """As `Session.pull`: the next restyled frame at its turn, None after the last."""
         frame = await self._patiently(self.session.take)
-        if frame is not None:
-            if (pause_s := self.session.pace.pause_s(frame)) > 0:
-                await asyncio.sleep(pause_s)
-            self.session.emitted(frame)
-        return frame
+        if frame is None:
+            return None
+        if (pause_s := self.session.pace.pause_s(frame)) > 0:
+            await asyncio.sleep(pause_s)
+        return frame if self.session.emitted(frame) else None
 
     async def stream(
         self, frames: AsyncIterable[Frame | Any] | Iterable[Frame | Any]

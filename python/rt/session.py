@@ -149,10 +149,11 @@ class Session:
             if not self.changed.wait_for(self._has_news, timeout_s):
                 raise TimeoutError(f"no frame within {timeout_s} s")
             frame = self.take()
-        if frame is not None:
-            self._wait_for_turn(frame)
-            self.emitted(frame)
-        return frame
+            if frame is None:
+                return None
+            # Whoever closes the session does not wait for a frame's turn.
+            self.changed.wait_for(lambda: self._closed, self.pace.pause_s(frame))
+            return frame if self.emitted(frame) else None
 
     def take(self) -> Frame | None:
         """The next restyled frame, not yet at its turn; None after the last. Raises TimeoutError
@@ -169,11 +170,14 @@ class Session:
             self.changed.notify_all()
             return frame
 
-    def emitted(self, frame: Frame) -> None:
-        """A frame is handed to whoever asked for it."""
+    def emitted(self, frame: Frame) -> bool:
+        """A frame is handed to whoever asked for it. False where the session was closed meanwhile:
+        it was counted as dropped, and nobody may see it.
+        """
         with self.changed:
-            if not self._closed:  # `close` has counted it as dropped
+            if not self._closed:
                 self._recorder.emitted(frame, time.perf_counter_ns())
+            return not self._closed
 
     def stream(self, frames: Iterable[Frame | Any]) -> Generator[Frame, None, None]:
         """Restyle an iterable. It is read on a thread of its own, so that a slow camera delays no
@@ -352,7 +356,3 @@ class Session:
             with self.changed:
                 self._ended = True
                 self.changed.notify_all()
-
-    def _wait_for_turn(self, frame: Frame) -> None:
-        if (pause_s := self.pace.pause_s(frame)) > 0:
-            time.sleep(pause_s)

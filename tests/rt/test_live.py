@@ -130,6 +130,27 @@ def test_a_consumer_that_never_pulls_holds_nobody_up(tiny_engine: Path) -> None:
         assert idle.report().frames_in_flight == 0
 
 
+def test_a_frame_that_waits_for_its_turn_leaves_nobody_waiting(tiny_engine: Path) -> None:
+    """Closed meanwhile, the session has dropped it: nobody sees it, nobody waits for it."""
+    pictures = scene(5)
+    with rt.Pipeline.load(tiny_engine) as pipeline:
+        session = pipeline.session(prompt="sketch", slo=rt.SLO(fps=1.0, latency_ms=60_000.0))
+        for index, picture in enumerate(pictures):
+            pts_s = 0.0 if index == 0 else 30.0 + index
+            session.push(rt.Frame(picture, index, pts_s, time.perf_counter_ns()))
+        assert session.pull() is not None
+        pulled: list[rt.Frame | None] = []
+        puller = threading.Thread(target=lambda: pulled.append(session.pull()))
+        puller.start()
+        time.sleep(0.5)
+        assert puller.is_alive(), "it is held for its turn"
+        session.close()
+        puller.join(10)
+        assert pulled == [None]
+        report = session.report()
+        assert (report.frames_emitted, report.frames_dropped, report.frames_in_flight) == (1, 4, 0)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_source_that_stalls_bursts_and_jumps(tiny_engine: Path, seed: int) -> None:
     """Whatever its times are, counts add up and the next session is well."""
