@@ -111,7 +111,8 @@ def _quiet(served: Served, number: str) -> bool:
 def test_garbage_ends_its_own_stream_only(free: Served, message: Any, code: int) -> None:
     number = free.opened()
     with free.socket(number) as socket:
-        socket.send(message)
+        with contextlib.suppress(ConnectionClosed):  # the server may refuse it half way
+            socket.send(message)
         assert closed(Talk(socket))[0] == code
     free.all_free()
     assert free.ask("GET", f"/api/sessions/{number}").status == 404
