@@ -20,6 +20,10 @@ from served import ROOT, Served, Talk, ended, frame, serving, unpacked, wait_unt
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 
+CUT = 1006
+"""The code of a connection that ended without one."""
+
+
 def metrics(served: Served) -> dict[str, float]:
     text = served.ask("GET", "/metrics").body.decode()
     return {
@@ -37,8 +41,7 @@ def closed(talk: Talk) -> tuple[int, str]:
             talk.socket.recv(timeout=20)
     except ConnectionClosed as end:
         received = end.rcvd
-    assert received is not None
-    return received.code, received.reason
+    return (CUT, "") if received is None else (received.code, received.reason)
 
 
 def test_a_stream_is_restyled_and_a_prompt_changes_it(free: Served) -> None:
@@ -113,7 +116,8 @@ def test_garbage_ends_its_own_stream_only(free: Served, message: Any, code: int)
     with free.socket(number) as socket:
         with contextlib.suppress(ConnectionClosed):  # the server may refuse it half way
             socket.send(message)
-        assert closed(Talk(socket))[0] == code
+        # What lies unread at the server resets the connection, and its last word may go with it.
+        assert closed(Talk(socket))[0] in ((code, CUT) if code == 1009 else (code,))
     free.all_free()
     assert free.ask("GET", f"/api/sessions/{number}").status == 404
     assert free.ask("GET", "/readyz").status == 200
