@@ -19,7 +19,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import ROOT, Served, Talk, ended, frame, serving, unpacked, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-
 CUT = 1006
 """The code of a connection that ended without one."""
 
