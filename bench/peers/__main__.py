@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ from bench.peers import model, reference, streams
 from bench.peers.ours import OurDit, OurVae, Units
 from bench.table import Row, publish
 from export.formats import diffusers_to_original
+from export.models.presets import PRESETS
 from export.models.vae import LATENT_MEAN, LATENT_STD
 from rt import Pipeline, devices
 from rt.frame import Array
+from rt.manifest import Manifest
 from rt.media import moving_scene
 
 EQUAL = 1e-3
 """Largest difference of outputs that still counts as the same work."""
+PRODUCT = 1024
+"""Side of the matrices whose product shows how fast the machine multiplies."""
 WARM = 8
 """Chunks before timing: the window is full."""
 
@@ -44,15 +49,36 @@ def dit_step(subject: model.Subject, units: Units, rows: int, runs: int) -> list
     shape = (rows, g.latent_channels, g.latent_height, g.latent_width)
     timestep = np.float32([700.0, 500.0, 400.0, 200.0][:rows])
     worst, seconds = 0.0, Turns()
+    factors = torch.randn(2, PRODUCT, PRODUCT, generator=torch.Generator().manual_seed(0))
     for index in range(WARM + runs):
         noisy = rng.standard_normal(shape).astype(np.float32)
         given = torch.from_numpy(noisy), torch.from_numpy(timestep)
         expected = seconds.of("package", lambda: theirs(*given, index))  # noqa: B023
         found = seconds.of("ours", lambda: ours(noisy, timestep, index))  # noqa: B023
+        seconds.of("product", lambda: factors[0] @ factors[1])
         worst = max(worst, float(np.abs(found - expected.numpy()).max()))
         if index + 1 == WARM:
             seconds.forget()
-    return ratios(f"DiT step, {rows} row{'s' * (rows > 1)}", seconds, worst)
+    what = f"DiT step, {rows} row{'s' * (rows > 1)}"
+    rate = 2 * PRODUCT**3 / seconds.take("product")
+    limit = 1e3 * rows * step_operations(subject.manifest) / rate
+    note = f"all matrix products of a step at {rate / 1e9:.0f} GFLOP/s, a large one's in this run"
+    return [
+        *ratios(what, seconds, worst),
+        Row(f"{what}: the machine's limit", limit, "ms", runs, note=note),
+        Row(f"{what}: ours / limit", seconds.median("ours") * 1e3 / limit, "x", runs),
+    ]
+
+
+def step_operations(manifest: Manifest) -> int:
+    """Floating-point operations of the matrix products of one row's step over a full window."""
+    a, g = manifest.attention, manifest.geometry
+    sizes = PRESETS["tiny"].dit
+    tokens, width = g.tokens_per_frame, sizes.width
+    linear = (4 + 2) * width**2 + 2 * width * sizes.ffn  # q k v o, prompt's q o, feed-forward
+    seen = manifest.window.frames * tokens + sizes.text_length
+    assert a.heads * a.head_dim == width
+    return sizes.blocks * 2 * tokens * (linear + 2 * seen * width)
 
 
 def vae_chunk(subject: model.Subject, units: Units, runs: int) -> list[Row]:
@@ -128,7 +154,7 @@ def whole_job(subject: model.Subject, pipeline: Pipeline, steps: int, runs: int)
     """Frames to frames: equal pictures, then frames per second with the window full."""
     g = subject.manifest.geometry
     scene = moving_scene(g.height, g.width, 16.0, 8.0)
-    clip = np.stack([f.rgb for f, _ in zip(scene, range(5 + 4 * 11), strict=False)])
+    clip = np.stack([f.rgb for f in islice(scene, 5 + 4 * 11)])
     expected = streams.through_reference(
         streams.ReferenceStream(subject, steps, batched=False), clip
     )
@@ -168,6 +194,10 @@ class Turns:
     def forget(self) -> None:
         """Drop what was noted while everything was warming up."""
         self.seconds.clear()
+
+    def take(self, name: str) -> float:
+        """The median of one that is no contestant, which then is forgotten."""
+        return statistics.median(self.seconds.pop(name))
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])

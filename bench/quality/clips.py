@@ -4,6 +4,7 @@ question.
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -24,13 +25,15 @@ UNSEEN = 9_000_000
 def of_file(path: Path, count: int, height: int, width: int) -> Clip:
     """The first `count` frames of a file, its centre cropped to the aspect of the engine."""
     made = []
-    for frame, _ in zip(open_source(path), range(count), strict=False):
+    for frame in islice(open_source(path), count):
         rgb = frame.rgb
         scale = max(height / rgb.shape[0], width / rgb.shape[1])
         size = (round(rgb.shape[1] * scale), round(rgb.shape[0] * scale))
         shrunk = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
         top, left = (size[1] - height) // 2, (size[0] - width) // 2
         made.append(shrunk[top : top + height, left : left + width])
+    if len(made) < count:
+        raise SystemExit(f"error: {path}: got {len(made)} frames, expected at least {count}")
     return np.stack(made)
 
 

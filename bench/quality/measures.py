@@ -53,7 +53,8 @@ class Flicker:
 
     def __call__(self, pictures: Clip) -> float:
         found = []
-        for before, now, (x, y, seen) in zip(pictures, pictures[1:], self._maps, strict=False):
+        pairs = itertools.pairwise(pictures)
+        for (before, now), (x, y, seen) in zip(pairs, self._maps, strict=True):
             warped = cv2.remap(before.astype(np.float32), x, y, cv2.INTER_LINEAR)
             if seen.any():
                 found.append(np.abs(now.astype(np.float32) - warped)[seen].mean())

@@ -15,11 +15,11 @@ from export.models import taehv
 from export.models.presets import TaehvConfig
 from export.models.taehv import CHUNK, MemoryBlock, Taehv, TimeGrow, TimePool
 from export.tiny.data import Clip, clip
-from export.tiny.loop import Report, averaged, train
+from export.tiny.loop import Ahead, ConvolutionMuon, Report, averaged, train
 from export.tiny.recipe import Recipe
 from export.tiny.styles import STYLES
 
-STATE, DECODER = "vae.pt", "decoder.pt"
+STATE = "vae.pt"
 _OFFSET = 4.0
 """Added to the latent on its way through units that cut at 0."""
 
@@ -38,6 +38,7 @@ def encode(model: Taehv, clips: Tensor) -> Tensor:
     """Pixels in [0, 1], [N, 1 + 4 k, 3, H, W] -> latents [N, 1 + k, C, h, w]."""
     planes = as_planes(clips)
     x = F.pixel_unshuffle(planes.flatten(0, 1), model.config.patch)
+    x = x.contiguous(memory_format=torch.channels_last)
     latents = _run(model.encoder, x, len(clips))
     return latents.view(len(clips), -1, *latents.shape[1:])
 
@@ -212,27 +213,43 @@ def batch_of(recipe: Recipe, step: int) -> Tensor:
 
 def train_vae(recipe: Recipe, deadline: float, report: Report) -> tuple[Taehv, bool]:
     """Train encoder and decoder; returns them with averaged weights, and whether it is done."""
-    model = _vae(recipe)
+    r, model = recipe.vae, _vae(recipe)
     torch.manual_seed(recipe.seed)
     if not (recipe.out / STATE).is_file():
-        sample = torch.cat([batch_of(recipe, recipe.vae.steps + i)[:, 0] for i in range(24)])
+        sample = torch.cat([batch_of(recipe, r.steps + i)[:, 0] for i in range(24)])
         initialise(model, sample, recipe.seed)
-    return model, _train(recipe, model, model, STATE, recipe.vae.steps, deadline, report)
+    matrices = [p for p in model.parameters() if p.ndim == 4]
+    biases = [p for p in model.parameters() if p.ndim != 4]
+    optimizers = [
+        ConvolutionMuon(matrices, r.rate),
+        torch.optim.Adam(biases, r.rate, betas=(0.9, 0.99)),
+    ]
+    batches = Ahead(lambda step: batch_of(recipe, step))
 
+    def loss_of(step: int) -> dict[str, Tensor]:
+        truth = batches(step)
+        noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = encode(model, truth)
+            strength = torch.rand(r.batch, 1, 1, 1, 1, generator=noise) ** 2 * r.latent_noise
+            disturbed = latents + strength * torch.randn(latents.shape, generator=noise)
+            found = decode(model, disturbed).float()
+        return loss_terms(found, truth, latents.float())
 
-def train_decoder(recipe: Recipe, deadline: float, report: Report) -> tuple[Taehv, bool]:
-    """Go on with the decoder alone. The encoder stays what the DiT is trained on."""
-    model = trained_vae(recipe)
-    steps = recipe.vae.decoder_steps
-    return model, _train(recipe, model, model.decoder, DECODER, steps, deadline, report)
+    try:
+        done = train(
+            model, optimizers, loss_of, steps=r.steps, state=recipe.out / STATE,
+            deadline=deadline, report=report,
+        )  # fmt: skip
+    finally:
+        batches.close()
+    return model, done
 
 
 def trained_vae(recipe: Recipe) -> Taehv:
     """The VAE as far as it has been trained."""
     model = _vae(recipe)
     model.load_state_dict(averaged(recipe.out / STATE))
-    if (recipe.out / DECODER).is_file():
-        model.decoder.load_state_dict(averaged(recipe.out / DECODER))
     return model
 
 
@@ -241,39 +258,10 @@ def _vae(recipe: Recipe) -> Taehv:
     return Taehv(recipe.model.vae)
 
 
-def _train(
-    recipe: Recipe,
-    model: Taehv,
-    part: nn.Module,
-    state: str,
-    steps: int,
-    deadline: float,
-    report: Report,
-) -> bool:
-    """Train `part` of the model on clips that no other stage sees."""
-    r = recipe.vae
-    first = 0 if part is model else r.steps
-    optimizer = torch.optim.Adam(part.parameters(), r.rate, betas=(0.9, 0.99))
-
-    def loss_of(step: int) -> dict[str, Tensor]:
-        truth = batch_of(recipe, first + step)
-        noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + first + step)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(part is model):
-                latents = encode(model, truth)
-            strength = torch.rand(r.batch, 1, 1, 1, 1, generator=noise) ** 2 * r.latent_noise
-            disturbed = latents + strength * torch.randn(latents.shape, generator=noise)
-            found = decode(model, disturbed).float()
-        return loss_terms(found, truth, latents.float())
-
-    return train(
-        part, [optimizer], loss_of, steps=steps, state=recipe.out / state,
-        deadline=deadline, report=report,
-    )  # fmt: skip
-
-
 def loss_terms(found: Tensor, truth: Tensor, latents: Tensor) -> dict[str, Tensor]:
-    """L1 of pixels and of their gradients, and latents held at zero mean and unit variance."""
+    """Error of pixels, of their gradients in space and of their changes in time, and latents held
+    at zero mean and unit variance.
+    """
     error = found - truth
     slope = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     per_channel = latents.transpose(0, 2).flatten(1)
@@ -281,6 +269,7 @@ def loss_terms(found: Tensor, truth: Tensor, latents: Tensor) -> dict[str, Tenso
     return {
         "l1": error.abs().mean(),
         "slope": 0.25 * slope,
-        "square": 2 * error.square().mean(),
+        "change": 0.25 * error.diff(dim=1).abs().mean(),
+        "square": 8 * error.square().mean(),
         "latent": 0.003 * spread.mean(),
     }

@@ -1,7 +1,8 @@
 """Clips made on the fly: layered scenes over photos and generated pictures, and a moving camera.
 
-A clip is a function of (seed, index, frames, size). The photos are those that scikit-image carries
-in its package; nothing is downloaded, and no video that the model is judged on is read here.
+A clip is a function of (seed, index, frames, size). The photos are those that scikit-image and
+scikit-learn carry in their packages; nothing is downloaded, and no video that the model is judged
+on is read here.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ Clip = NDArray[np.uint8]
 """uint8 [T, H, W, 3], RGB."""
 
 _PHOTOS = (
-    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
-    "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "coins.png", "brick.png",
-    "color.png", "moon.png", "grass.png", "gravel.png", "clock_motion.png", "page.png",
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "china.jpg",
+    "flower.jpg", "motorcycle_right.png", "hubble_deep_field.jpg", "ihc.png", "retina.jpg",
+    "camera.png", "coins.png", "brick.png", "color.png", "moon.png", "grass.png", "gravel.png",
+    "clock_motion.png", "page.png",
 )  # fmt: skip
-_FAVOURED = 5
+_FAVOURED = 7
 """The first of them, ordinary scenes, are drawn more often."""
+
+_VIEW = 256
+"""Pixels across which a camera sees a scene; a smaller clip is a part of that view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,7 @@ def clip(seed: int, index: int, frames: int, size: int) -> Clip:
 
 def _scene(rng: np.random.Generator, frames: int, size: int) -> Clip:
     """One shot: a background, up to three things that move over it, light that changes."""
-    background = _picture(rng)
-    camera = _camera(rng, background, frames, size)
+    background, camera = _camera(rng, _picture(rng), frames)
     layers = [_layer(rng, size) for _ in range(rng.choice([0, 1, 2, 3]))]
     light = _light(rng, frames)
     made = np.empty((frames, size, size, 3), np.uint8)
@@ -81,14 +85,22 @@ def _scene(rng: np.random.Generator, frames: int, size: int) -> Clip:
     return made
 
 
-def _camera(rng: np.random.Generator, picture: Picture, frames: int, size: int) -> Camera:
-    height, width = picture.shape[:2]
-    zoom = np.log(rng.uniform(0.6, 1.0) * min(height, width) / size * rng.choice([0.5, 1.0]))
+def _camera(rng: np.random.Generator, picture: Picture, frames: int) -> tuple[Picture, Camera]:
+    """The picture at the scale at which it is seen, and the camera over it.
+
+    Shrinking by area first is what a lens does: without it fine detail flickers as it moves.
+    """
+    shorter = min(picture.shape[:2])
+    scale = max(1.0, rng.uniform(0.6, 1.0) * shorter / _VIEW * rng.choice([0.35, 0.6, 1.0]))
+    seen = cv2.resize(picture, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA)
+    height, width = seen.shape[:2]
+    zoom = np.log(rng.uniform(0.7, 1.1))
     start = np.array([rng.uniform(0, width), rng.uniform(0, height), zoom, rng.normal(0, 0.15)])
     pace = rng.choice([0.0, 0.3, 1.0, 3.0])
     velocity = pace * rng.normal(0, 1, 4) * np.array([1.5, 1.5, 0.006, 0.004])
     shake = rng.choice([0.0, 0.0, 1.0]) * rng.normal(0, 1, (frames, 4))
-    return Camera(start, velocity, shake * np.array([0.8, 0.8, 0.002, 0.002]))
+    camera = Camera(start, velocity, shake * np.array([0.8, 0.8, 0.002, 0.002]))
+    return np.asarray(seen, np.uint8), camera
 
 
 def _layer(
@@ -145,8 +157,10 @@ def _tinted(rng: np.random.Generator, grey: Picture) -> Picture:
 
 
 def _generated(rng: np.random.Generator) -> Picture:
-    """Smooth noise of several scales in random colours, gradients, or flat patches; 384 x 384."""
-    size, kind = 384, rng.integers(3)
+    """Noise of all scales, or gradients, smooth noise, flat patches; 384 x 384."""
+    size, kind = 384, rng.integers(5)
+    if kind > 2:
+        return _fractal(rng, size)
     corners = rng.uniform(0, 255, (4, 4, 3)) if kind else rng.uniform(0, 255, (2, 2, 3))
     made = cv2.resize(corners.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     if kind == 1:
@@ -166,6 +180,19 @@ def _generated(rng: np.random.Generator) -> Picture:
     return np.clip(made, 0, 255).astype(np.uint8)
 
 
+def _fractal(rng: np.random.Generator, size: int) -> Picture:
+    """Coloured noise whose strength falls with frequency, as in grass, walls and clouds."""
+    made = np.tile(rng.uniform(40, 215, 3).astype(np.float32), (size, size, 1))
+    strength, fall = rng.uniform(20, 90), rng.uniform(0.5, 1.3)
+    for cells in (3, 6, 12, 24, 48, 96, 192, 384):
+        across = max(2, cells // int(rng.choice([1, 1, 3])))
+        grey = rng.normal(0, 1, (cells, across, 1)) * rng.uniform(0.6, 1, 3)
+        noise = grey + 0.4 * rng.normal(0, 1, (cells, across, 3))
+        grown = cv2.resize(noise.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+        made += np.float32(strength * (3 / cells) ** fall) * np.asarray(grown, np.float32)
+    return np.clip(made, 0, 255).astype(np.uint8)
+
+
 def _crop(rng: np.random.Generator, picture: Picture, size: int) -> Picture:
     height, width = picture.shape[:2]
     side = min(height, width, size)
@@ -177,12 +204,16 @@ def _crop(rng: np.random.Generator, picture: Picture, size: int) -> Picture:
 def _photo(name: str) -> Picture:
     """One photo, at most 640 pixels on its shorter side."""
     import skimage
+    import sklearn  # type: ignore[import-untyped]
 
-    path = Path(skimage.__file__).parent / "data" / name
-    loaded = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if loaded is None:
-        raise FileNotFoundError(2, "this photo is not in the scikit-image package", str(path))
+    folders = [Path(skimage.__file__).parent / "data"]
+    folders.append(Path(sklearn.__file__).parent / "datasets" / "images")
+    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(2, "neither scikit-image nor scikit-learn has this photo", name)
+    loaded = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.uint8)
     height, width = loaded.shape[:2]
     if (shrink := 640 / min(height, width)) < 1:
-        loaded = cv2.resize(loaded, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        shrunk = cv2.resize(loaded, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        loaded = np.asarray(shrunk, np.uint8)
     return np.ascontiguousarray(loaded[..., ::-1]).astype(np.uint8)

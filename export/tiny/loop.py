@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Batch = TypeVar("Batch")
 Report = Callable[[str, int, int], None]
 """Called with a line about the state, the number of steps done and of all steps."""
 
@@ -80,6 +83,49 @@ def train(
         _save(state, step, model, average, optimizers)
     model.load_state_dict(model.state_dict() | average)
     return step >= steps
+
+
+class Ahead(Generic[Batch]):
+    """Makes the batch of the next step on another thread while this step is computed."""
+
+    def __init__(self, make: Callable[[int], Batch]) -> None:
+        self._make = make
+        self._pool = ThreadPoolExecutor(1)
+        self._coming: dict[int, Future[Batch]] = {}
+
+    def __call__(self, step: int) -> Batch:
+        this = self._coming.pop(step, None) or self._pool.submit(self._make, step)
+        self._coming[step + 1] = self._pool.submit(self._make, step + 1)
+        return this.result()
+
+    def close(self) -> None:
+        """Waits for the batch that is being made."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class ConvolutionMuon(torch.optim.Muon):
+    """Muon for convolutions, each seen as a matrix [outputs, inputs * height * width].
+
+    A gradient is handed over to its matrix as soon as it is there, and is not clipped: Muon keeps
+    its direction alone.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], rate: float) -> None:
+        matrices = [nn.Parameter(weight.detach().flatten(1)) for weight in weights]
+        super().__init__(matrices, rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        for weight, matrix in zip(weights, matrices, strict=True):
+            assert matrix.data_ptr() == weight.data_ptr()
+            weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                _handing_over(matrix)
+            )
+
+
+def _handing_over(matrix: nn.Parameter) -> Callable[[Tensor], None]:
+    def hand_over(weight: Tensor) -> None:
+        assert weight.grad is not None
+        matrix.grad, weight.grad = weight.grad.flatten(1), None
+
+    return hand_over
 
 
 def averaged(state: Path) -> dict[str, Tensor]:

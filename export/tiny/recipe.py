@@ -22,13 +22,11 @@ TINY = PRESETS["tiny"]
 class VaeRecipe:
     """One step: `batch` clips of `chunks` chunks, the first of one frame, `size` pixels square."""
 
-    steps: int = 1800
-    decoder_steps: int = 4000
-    """With the encoder frozen, beside or after the training of the DiT."""
-    batch: int = 4
-    chunks: int = 2
+    steps: int = 6000
+    batch: int = 3
+    chunks: int = 4
     size: int = 128
-    rate: float = 1.0e-4
+    rate: float = 6.0e-4
     latent_noise: float = 0.2
     """Largest standard deviation of the noise on latents before they are decoded."""
 

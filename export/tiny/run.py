@@ -12,7 +12,7 @@ from export.tiny import autoencoder, checkpoint, denoiser
 from export.tiny.loop import Report, averaged
 from export.tiny.recipe import Recipe
 
-Stage = Literal["vae", "dit", "decoder", "all"]
+Stage = Literal["vae", "dit", "all"]
 
 
 def run(out: Path, stage: Stage, minutes: float, seed: int, threads: int, report: Report) -> bool:
@@ -31,8 +31,6 @@ def run(out: Path, stage: Stage, minutes: float, seed: int, threads: int, report
     if stage in ("dit", "all") and done:
         vae = autoencoder.trained_vae(recipe)
         done = denoiser.train_dit(recipe, vae, deadline, report)[1]
-    if stage in ("decoder", "all") and done:
-        done = autoencoder.train_decoder(recipe, deadline, report)[1]
     export(recipe, out)
     return done
 

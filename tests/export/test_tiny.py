@@ -31,7 +31,7 @@ def recipe(out: Path) -> Recipe:
     return Recipe(
         out,
         MICRO,
-        VaeRecipe(steps=4, decoder_steps=2, batch=2, size=32),
+        VaeRecipe(steps=4, batch=2, chunks=2, size=32),
         DitRecipe(steps=4, clips=3, chunks=2, size=SIZE, whole_frames=2, crops=2, crop=4),
     )
 
@@ -191,18 +191,6 @@ def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
-
-
-def test_the_decoder_goes_on_alone(tmp_path: Path) -> None:
-    r, never = recipe(tmp_path), time.monotonic() + 3600
-    before = autoencoder.train_vae(r, never, silent)[0]
-    after = autoencoder.train_decoder(r, never, silent)[0]
-    for name, tensor in after.encoder.state_dict().items():
-        assert torch.equal(tensor, before.encoder.state_dict()[name])
-    pairs = zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
-    assert not all(torch.equal(old, new) for old, new in pairs)
-    again = autoencoder.trained_vae(r).state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in after.state_dict().items())
 
 
 def test_the_exported_weights_load_strictly(tmp_path: Path) -> None:
