@@ -197,15 +197,15 @@ def _trial(options: Options, units: tuple[str, ...]) -> int:
 
     started = time.monotonic()
     with _progress() as report:
-        found = build_and_delete(options, units, report)
+        trial = build_and_delete(options, units, report)
     table = Table("unit", "engine MB", "weights MB", "seconds", "peak RSS MB", "layers")
-    for name, e in found:
+    for name, e in trial.found:
         sizes = (f"{e.bytes / 1e6:.1f}", f"{e.weights / 1e6:.1f}")
         numbers = (*sizes, f"{e.seconds:.1f}", f"{e.peak_bytes / 1e6:.0f}", str(e.layers))
         table.add_row(name, *numbers)
     Console().print(table)
-    worst = max(entry.peak_bytes for _, entry in found) / 1e6
-    print(f"{time.monotonic() - started:.0f} s, peak RSS {worst:.0f} MB; nothing kept")
+    peak = trial.peak_bytes / 1e6
+    print(f"{time.monotonic() - started:.0f} s, peak RSS {peak:.0f} MB; nothing kept")
     return 0
 
 

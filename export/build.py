@@ -67,7 +67,7 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     with staged(options.out, options.name, key) as staging:
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
-        opened = _open(options, checkpoint, source)
+        opened = _open(options, checkpoint, source, text=_random_text(options))
         work = Work(options, opened, staging, TOLERANCE[options.precision])
         made = backend.make(work, progress)
         if checkpoint is None and _random_text(options):
@@ -84,24 +84,40 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
 
 
 def open_chain(options: Options) -> Opened:
-    """The chain of a backend that takes its weights one by one, of a checkpoint or of a seed."""
+    """The chain of a backend that takes its weights one by one, of a checkpoint or of a seed; with
+    a text encoder of random weights, which a build that keeps nothing does not store.
+    """
     checkpoint = options.checkpoint
-    return _open(options, checkpoint, None if checkpoint is None else _engine_at(checkpoint))
+    source = None if checkpoint is None else _engine_at(checkpoint)
+    return _open(options, checkpoint, source, text=True)
 
 
-def _open(options: Options, checkpoint: Path | None, source: Manifest | None) -> Opened:
-    """The chain, and its weights: in modules, or in files where a backend takes them singly."""
+def trial_key(options: Options) -> str:
+    """What decides whether something measured earlier is still true."""
+    checkpoint = options.checkpoint
+    return _key(
+        options, _digest_of_seed(options) if checkpoint is None else _digest_of_files(checkpoint)
+    )
+
+
+def _open(
+    options: Options, checkpoint: Path | None, source: Manifest | None, *, text: bool
+) -> Opened:
+    """The chain, and its weights: in modules, or in files where a backend takes them singly.
+
+    `text`: whether random weights have a text encoder.
+    """
     backend = BACKENDS[options.backend]
     config, size = options.config, (options.height, options.width)
     fold_time = backend.fold_time
     if checkpoint is None:
-        parts, dit, text = checkpoints.open_random(
-            config, options.seed, *size, fold_time=fold_time, text=_random_text(options)
+        parts, dit, encoder = checkpoints.open_random(
+            config, options.seed, *size, fold_time=fold_time, text=text
         )
-        return from_files(wan_chain(config, parts, *size, options.frames), dit, text)
+        return from_files(wan_chain(config, parts, *size, options.frames), dit, encoder)
     if source is None and backend.hollow:
-        parts, dit, text = checkpoints.open_parts(config, checkpoint, *size, fold_time=fold_time)
-        return from_files(wan_chain(config, parts, *size, options.frames), dit, text)
+        parts, dit, encoder = checkpoints.open_parts(config, checkpoint, *size, fold_time=fold_time)
+        return from_files(wan_chain(config, parts, *size, options.frames), dit, encoder)
     if source is None:
         parts = checkpoints.load_parts(config, checkpoint, *size, fold_time=fold_time)
     else:

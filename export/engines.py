@@ -27,7 +27,7 @@ from export.plans import may_ignore
 from export.precision import at_precision, dtype_of, weight_types
 from export.sources import release
 from export.staging import write_whole
-from export.tensorrt import Builder, Expected
+from export.tensorrt import Builder, Engine, Expected, peak_memory
 from export.units import PhaseSpec, UnitSpec
 from export.weights import FILE_NAME, content, layout
 from rt import manifest as records
@@ -59,9 +59,6 @@ class Entry:
 def make(work: Work, progress: Progress) -> Made:
     """Every engine that is not there yet, the weights, the plans and the report."""
     state = Making(work)
-    report = work.staging / REPORT
-    if report.is_file():
-        state.entries = {e["engine"]: Entry(**e) for e in json.loads(report.read_text())}
     stored = state.write_weights(progress)
     plans: dict[str, dict[str, Plan]] = {}
     units = work.opened.chain.units
@@ -90,6 +87,11 @@ class Making:
     entries: dict[str, Entry] = field(default_factory=dict)
     exported: dict[tuple[str, str], Graph] = field(default_factory=dict)
     built: int = 0
+
+    def __post_init__(self) -> None:
+        report = self.work.staging / REPORT
+        if report.is_file():
+            self.entries = {e["engine"]: Entry(**e) for e in json.loads(report.read_text())}
 
     def plan(
         self, unit: UnitSpec, phase: str, spec: PhaseSpec, stored: Mapping[str, Stored]
@@ -122,33 +124,37 @@ class Making:
         )
 
     def engine(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Entry:
-        """The engine of a unit, built unless it is there; units of one graph have the same."""
+        """The engine of a unit, built unless that was done; units of one graph have the same."""
         file = (unit.graph if len(unit.phases) == 1 else f"{unit.graph}.{phase}") + ENGINE
-        path = self.work.staging / file
-        if path.is_file():
+        if file in self.entries:
             return self.entries[file]
         self.built += 1
+        with peak_memory() as peak:
+            made, digest, inside = self._build(unit, phase, spec)
+        sharing = sum(other.graph == unit.graph for other in self.work.opened.chain.units)
+        data = memoryview(made.data)
+        entry = Entry(
+            file, sharing, round(made.seconds, 2), data.nbytes, inside, peak[0], made.layers, digest
+        )
+        write_whole(self.work.staging / file, [data])
+        self.entries[file] = entry
+        lines = [asdict(entry) for entry in self.entries.values()]
+        write_whole(self.work.staging / REPORT, [json.dumps(lines, indent=1).encode() + b"\n"])
+        return entry
+
+    def _build(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> tuple[Engine, str, int]:
+        """The engine, the hash of its graph, and the bytes of weights inside."""
         graph = self._graph(unit, phase, spec)
-        apart = unit.kind in SHARED
         digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
         inside = 0
-        if not apart:
+        if unit.kind not in SHARED:
             values = {n: _proto(self.weight(unit, phase, n, d), d)
                       for n, d in weight_types(graph).items()}  # fmt: skip
             inside = sum(len(v.raw_data) for v in values.values())
             graph = tensorrt.attach(graph, values)
         rows = self.work.options.max_batch if spec.batched else 0
         made = self._builder().build(graph, rows, self._expected(unit, phase, spec))
-        sharing = sum(other.graph == unit.graph for other in self.work.opened.chain.units)
-        data = memoryview(made.data)
-        self.entries[file] = Entry(
-            file, sharing, round(made.seconds, 2), data.nbytes, inside, made.peak_bytes,
-            made.layers, digest,
-        )  # fmt: skip
-        lines = [asdict(entry) for entry in self.entries.values()]
-        write_whole(self.work.staging / REPORT, [json.dumps(lines, indent=1).encode() + b"\n"])
-        write_whole(path, [data])
-        return self.entries[file]
+        return made, digest, inside
 
     def _builder(self) -> Builder:
         return Builder(
@@ -190,10 +196,12 @@ class Making:
 
     def weight(self, unit: UnitSpec, phase: str, name: str, dtype: str) -> Tensor:
         """One weight as `dtype`. Raises CheckpointError where that is not finite."""
-        tensor = self.work.opened.read(unit, phase, name).detach().to(getattr(torch, dtype))
+        stored = self.work.opened.read(unit, phase, name).detach()
+        tensor = torch.empty(stored.shape, dtype=getattr(torch, dtype)).copy_(stored)
+        release(stored)
         if not tensor.isfinite().all():
             raise CheckpointError(f"weights NaN or infinite in {dtype}: {unit.name}.{name}")
-        return tensor.contiguous()
+        return tensor
 
     def write_weights(self, progress: Progress) -> dict[str, dict[str, Stored]]:
         """Write the weights that stay apart, tensor by tensor; where each lies, by unit."""
@@ -215,7 +223,6 @@ class Making:
                 unit, name = places[label]
                 progress(f"weights {unit.name}", done, len(spans))
                 yield content(self.weight(unit, "step", name, shapes[label][0]))
-                release(self.work.opened.read(unit, "step", name))
 
         if not (self.work.staging / FILE_NAME).is_file():
             write_whole(self.work.staging / FILE_NAME, parts())

@@ -45,7 +45,6 @@ class Engine:
 
     data: Any
     seconds: float
-    peak_bytes: int
     layers: int
 
 
@@ -110,24 +109,23 @@ class Builder:
         check_graph(graph.model, expected)
         trt = self._trt
         clock, logger = time.perf_counter(), _logger(trt)
-        with peak_memory() as peak:
-            try:
-                builder = trt.Builder(logger)
-                flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-                network = builder.create_network(flag)
-                self._parse(network, logger, graph)
-                check_network(network, expected)
-                config = self._config(builder, network, rows)
-                data = builder.build_serialized_network(network, config)
-            finally:
-                self._write_log(logger)
+        try:
+            builder = trt.Builder(logger)
+            flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+            network = builder.create_network(flag)
+            self._parse(network, logger, graph)
+            check_network(network, expected)
+            config = self._config(builder, network, rows)
+            data = builder.build_serialized_network(network, config)
+        finally:
+            self._write_log(logger)
         if data is None:
             raise Error(f"{self._flavour} builds no engine: {_reason(logger)}")
         if ignored := [text for _, text in logger.said if "nused Input" in text]:
             raise Error(f"{self._flavour} passes over an input: {ignored[0]}")
         if self._flavour == "tensorrt":
             self._timing.write_bytes(config.get_timing_cache().serialize())
-        return Engine(data, time.perf_counter() - clock, peak[0], network.num_layers)
+        return Engine(data, time.perf_counter() - clock, network.num_layers)
 
     def _parse(self, network: Any, logger: Any, graph: Graph) -> None:
         parser = self._trt.OnnxParser(network, logger)

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.build import TOLERANCE, check, open_chain
+from export.build import TOLERANCE, check, open_chain, trial_key
 from export.engines import SHARED, Entry, Making, typed, typed_state
 from export.options import Options, Progress, Work
 from export.precision import DTYPES
-from export.sources import Opened, release
+from export.sources import Opened
 from export.staging import staged
+from export.tensorrt import peak_memory
 from export.units import Chain, PhaseSpec, UnitSpec, concrete
 from rt.errors import ConfigError
 from rt.manifest import Binding, StateBinding
@@ -27,32 +28,40 @@ GB = 1e9
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 
-def build_and_delete(
-    options: Options, units: Collection[str], progress: Progress
-) -> list[tuple[str, Entry]]:
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What was built and deleted: a line for each unit and phase, and the most memory that the
+    process held at any time, in bytes.
+    """
+
+    found: tuple[tuple[str, Entry], ...]
+    peak_bytes: int
+
+
+def build_and_delete(options: Options, units: Collection[str], progress: Progress) -> Trial:
     """Engines of `units` (all, if none are named), one for each graph; and all weights, read once.
 
-    Raises ConfigError for a unit that the chain does not have.
+    What was measured before a cut is not measured again. Raises ConfigError for a unit that the
+    chain does not have.
     """
     check(options)
-    opened = open_chain(options)
+    with peak_memory() as opening:
+        opened = open_chain(options)
     chosen = _chosen(opened, units)
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[tuple[str, Entry]] = []
-    with staged(options.out, f"{options.name}.trial", "") as staging:
-        work = Work(options, opened, staging, TOLERANCE[options.precision])
-        making = Making(work)
+    with staged(options.out, f"{options.name}.trial", trial_key(options)) as staging:
+        making = Making(Work(options, opened, staging, TOLERANCE[options.precision]))
         total = sum(len(unit.phases) for unit in chosen)
         for unit in chosen:
             for phase, spec in unit.phases.items():
                 progress(f"{unit.name} {phase}", len(found), total)
                 entry = making.engine(unit, phase, spec)
-                read = _read_weights(making, unit, phase) if unit.kind in SHARED else entry.weights
-                found.append((f"{unit.name} {phase}", replace(entry, weights=read)))
-                if unit is not _next_of(unit, chosen):
-                    continue
-                (staging / entry.engine).unlink()
-    return found
+                (staging / entry.engine).unlink(missing_ok=True)
+                if unit.kind in SHARED:
+                    entry = _with_weights(making, unit, phase, entry)
+                found.append((f"{unit.name} {phase}", entry))
+    return Trial(tuple(found), max(opening[0], *(entry.peak_bytes for _, entry in found)))
 
 
 def _chosen(opened: Opened, names: Collection[str]) -> list[UnitSpec]:
@@ -62,19 +71,14 @@ def _chosen(opened: Opened, names: Collection[str]) -> list[UnitSpec]:
     return [unit for name, unit in units.items() if not names or name in names]
 
 
-def _next_of(unit: UnitSpec, chosen: list[UnitSpec]) -> UnitSpec:
-    """The last unit that runs on the same engine."""
-    return [other for other in chosen if other.graph == unit.graph][-1]
-
-
-def _read_weights(making: Making, unit: UnitSpec, phase: str) -> int:
-    """Bytes of a unit's weights, each read and checked alone."""
+def _with_weights(making: Making, unit: UnitSpec, phase: str, entry: Entry) -> Entry:
+    """The line of a unit that shares its engine: its weights, each read and checked alone."""
     total = 0
-    for name, dtype in making.weight_types(unit, phase).items():
-        tensor = making.weight(unit, phase, name, dtype)
-        total += tensor.numel() * tensor.element_size()
-        release(making.work.opened.read(unit, phase, name))
-    return total
+    with peak_memory() as peak:
+        for name, dtype in making.weight_types(unit, phase).items():
+            tensor = making.weight(unit, phase, name, dtype)
+            total += tensor.numel() * tensor.element_size()
+    return replace(entry, weights=total, peak_bytes=max(entry.peak_bytes, peak[0]))
 
 
 @dataclass(frozen=True, slots=True)

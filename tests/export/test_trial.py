@@ -30,7 +30,8 @@ def options(tmp_path: Path) -> Options:
 
 
 def test_nothing_is_kept_and_blocks_share_what_was_built(options: Options) -> None:
-    found = dict(build_and_delete(options, ("block_0", "block_1", "dit_out"), lambda *_: None))
+    trial = build_and_delete(options, ("block_0", "block_1", "dit_out"), lambda *_: None)
+    found = dict(trial.found)
     assert set(found) == {"block_0 step", "block_1 step", "dit_out step"}
     assert found["block_0 step"].seconds == found["block_1 step"].seconds
     d, f = WIDE.dit.width, WIDE.dit.ffn
@@ -38,6 +39,7 @@ def test_nothing_is_kept_and_blocks_share_what_was_built(options: Options) -> No
     wide = 6 * d + 2 * d + 3 * d
     assert found["block_1 step"].weights == 2 * low + 4 * wide
     assert not [path for path in options.out.rglob("*") if path.is_file()]
+    assert trial.peak_bytes >= max(entry.peak_bytes for entry in found.values())
 
 
 def test_a_unit_that_is_not_there(options: Options) -> None:
