@@ -205,7 +205,10 @@ def _trial(options: Options, units: tuple[str, ...]) -> int:
         table.add_row(name, *numbers)
     Console().print(table)
     peak = trial.peak_bytes / 1e6
-    print(f"{time.monotonic() - started:.0f} s, peak RSS {peak:.0f} MB; nothing kept")
+    print(
+        f"{time.monotonic() - started:.0f} s, peak RSS {peak:.0f} MB, "
+        f"plan {trial.share:.3f} x weights; nothing kept"
+    )
     return 0
 
 

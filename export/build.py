@@ -218,8 +218,8 @@ def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
     records.check_files(source, directory)
     if BACKENDS[source.backend].hollow:
         raise ConfigError(
-            f"checkpoint: {directory} is for {source.backend} and holds some weights inside "
-            "compiled engines, expected a folder of weights or an engine for onnxruntime"
+            f"checkpoint: {directory} is for {source.backend} and holds its weights rounded to "
+            f"{source.precision}, expected a folder of weights or an engine for onnxruntime"
         )
     fold_time = BACKENDS[options.backend].fold_time
     try:

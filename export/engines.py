@@ -1,22 +1,19 @@
 """Engines for TensorRT of every unit of a chain: one per graph, weights in one file beside them.
 
-All blocks of the DiT are one engine that takes its weights as inputs; so a build holds one graph in
-memory, never a model, and a device holds each weight once. Units of the VAE, which have graphs of
-their own, keep their weights inside.
+Engines take their weights as inputs. So all blocks of the DiT are one engine, both phases of a VAE
+unit read the same weights, a device holds each weight once, and a build holds one tensor in memory,
+never a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import onnx
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
 from export import onnx as graphs
@@ -27,18 +24,20 @@ from export.plans import may_ignore
 from export.precision import at_precision, dtype_of, weight_types
 from export.sources import release
 from export.staging import write_whole
-from export.tensorrt import Builder, Engine, Expected, peak_memory
+from export.tensorrt import Builder, Expected, peak_memory, weight_bytes
 from export.units import PhaseSpec, UnitSpec
 from export.weights import FILE_NAME, content, layout
 from rt import manifest as records
 from rt.backends.tensorrt import Card, library_version, read_card
-from rt.errors import CheckpointError
+from rt.errors import CheckpointError, Error
 from rt.manifest import Binding, Plan, StateBinding
 
 SUFFIX, ENGINE = ".trt", ".engine"
 REPORT, LOG, TIMING = "report.json", "build.log", "timing.cache"
-SHARED = ("block", "prompt_kv", "text")
-"""Kinds whose weights stay apart: many units of one graph, and the text encoder, which is large."""
+ONCE = 1.05
+"""Most bytes of a plan, engines and weights together, for each byte of weights (DESIGN 3)."""
+MODEL = 1 << 30
+"""From here on a model is larger than its code, and `ONCE` is asked of it."""
 DIT = ("dit_in", "block", "dit_out")
 
 
@@ -66,9 +65,10 @@ def make(work: Work, progress: Progress) -> Made:
     for unit in units:
         for phase, spec in unit.phases.items():
             progress(f"{unit.name} {phase}", sum(len(made) for made in plans.values()), total)
-            plan = state.plan(unit, phase, spec, stored.get(unit.name, {}))
+            plan = state.plan(unit, phase, spec, stored[unit.name])
             plans.setdefault(unit.name, {})[phase] = plan
     progress("done", total, total)
+    check_once(state.entries.values(), (work.staging / FILE_NAME).stat().st_size)
     files = (FILE_NAME, *sorted(state.entries))
     return Made(plans, files, state.built, len(state.entries) - state.built)
 
@@ -77,6 +77,17 @@ def weights_of(path: Path) -> dict[str, Stored]:
     """The weights that lie beside a plan, by the name that the module gives them."""
     card = read_card(path)
     return {name.removeprefix(PREFIX): Stored(*place) for name, place in card.weights.items()}
+
+
+def check_once(entries: Iterable[Entry], weights: int) -> float:
+    """Bytes of engines and `weights` together, for each byte of weights.
+
+    Raises Error where a model is not there once.
+    """
+    share = 1 + sum(entry.bytes for entry in entries) / weights
+    if weights >= MODEL and share > ONCE:
+        raise Error(f"a plan of {share:.3f} times its weights, expected at most {ONCE}")
+    return share
 
 
 @dataclass(slots=True)
@@ -97,14 +108,18 @@ class Making:
         self, unit: UnitSpec, phase: str, spec: PhaseSpec, stored: Mapping[str, Stored]
     ) -> Plan:
         entry = self.engine(unit, phase, spec)
+        graph = self._graph(unit, phase, spec)
+        read = {value.name for value in graph.model.graph.input}
         card = Card(
             engine=entry.engine,
             graph=entry.graph_sha256,
             library=library_version(self.work.options.backend),
             compute_capability=self.work.options.compute_capability,
+            ignores=tuple(name for name in spec.input_names if name not in read),
             weights={
                 PREFIX + n: (s.file, s.offset, s.length, s.dtype, s.shape)
-                for n, s in stored.items()
+                for n in weight_types(graph)
+                for s in (stored[n],)
             },
         )
         name = unit.name if len(unit.phases) == 1 else f"{unit.name}.{phase}"
@@ -126,35 +141,26 @@ class Making:
     def engine(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Entry:
         """The engine of a unit, built unless that was done; units of one graph have the same."""
         file = (unit.graph if len(unit.phases) == 1 else f"{unit.graph}.{phase}") + ENGINE
-        if file in self.entries:
+        path = self.work.staging / file
+        if path.is_file():
             return self.entries[file]
         self.built += 1
         with peak_memory() as peak:
-            made, digest, inside = self._build(unit, phase, spec)
+            graph = self._graph(unit, phase, spec)
+            rows = self.work.options.max_batch if spec.batched else 0
+            made = self._builder().build(graph, rows, self._expected(unit, spec))
         sharing = sum(other.graph == unit.graph for other in self.work.opened.chain.units)
         data = memoryview(made.data)
+        digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
         entry = Entry(
-            file, sharing, round(made.seconds, 2), data.nbytes, inside, peak[0], made.layers, digest
-        )
-        write_whole(self.work.staging / file, [data])
+            file, sharing, round(made.seconds, 2), data.nbytes, weight_bytes(graph.model), peak[0],
+            made.layers, digest,
+        )  # fmt: skip
         self.entries[file] = entry
         lines = [asdict(entry) for entry in self.entries.values()]
         write_whole(self.work.staging / REPORT, [json.dumps(lines, indent=1).encode() + b"\n"])
+        write_whole(path, [data])  # last: an engine that is there has its line
         return entry
-
-    def _build(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> tuple[Engine, str, int]:
-        """The engine, the hash of its graph, and the bytes of weights inside."""
-        graph = self._graph(unit, phase, spec)
-        digest = hashlib.sha256(graph.model.SerializeToString(deterministic=True)).hexdigest()
-        inside = 0
-        if unit.kind not in SHARED:
-            values = {n: _proto(self.weight(unit, phase, n, d), d)
-                      for n, d in weight_types(graph).items()}  # fmt: skip
-            inside = sum(len(v.raw_data) for v in values.values())
-            graph = tensorrt.attach(graph, values)
-        rows = self.work.options.max_batch if spec.batched else 0
-        made = self._builder().build(graph, rows, self._expected(unit, phase, spec))
-        return made, digest, inside
 
     def _builder(self) -> Builder:
         return Builder(
@@ -164,17 +170,17 @@ class Making:
             self.work.staging / LOG,
         )
 
-    def _expected(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Expected:
+    def _expected(self, unit: UnitSpec, spec: PhaseSpec) -> Expected:
         aliases = tuple((s.input, s.output) for s in spec.state if s.mode == "alias")
         fused = None
         if unit.kind in DIT:
             whole = unit.kind == "block" and self.work.options.precision != "fp32"
             # to the ring and to the prompt; float32 has no kernel for either
             fused = 2 if whole else None if unit.kind == "block" else 0
-        return Expected(aliases, fused, may_ignore(phase, spec))
+        return Expected(aliases, fused)
 
     def _graph(self, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Graph:
-        """The graph of a unit for TensorRT, its weights still inputs."""
+        """The graph of a unit for TensorRT, its weights inputs; a state that it ignores is none."""
         place = unit.graph, phase
         if place not in self.exported:
             graph = graphs.export_graph(
@@ -185,6 +191,7 @@ class Making:
                 batched=spec.batched,
                 may_ignore=may_ignore(phase, spec),
             )
+            graph = tensorrt.drop_ignored(graph, may_ignore(phase, spec))
             if unit.kind != "block" or self.work.options.precision == "fp32":
                 graph = graphs.write_out_attention(graph)
             self.exported[place] = tensorrt.lower(at_precision(graph, self.work.options.precision))
@@ -204,29 +211,41 @@ class Making:
         return tensor
 
     def write_weights(self, progress: Progress) -> dict[str, dict[str, Stored]]:
-        """Write the weights that stay apart, tensor by tensor; where each lies, by unit."""
-        apart = [unit for unit in self.work.opened.chain.units if unit.kind in SHARED]
-        types = {u.graph: weight_types(self._graph(u, "step", u.phases["step"]))
-                 for u in {u.graph: u for u in apart}.values()}  # fmt: skip
-        places: dict[str, tuple[UnitSpec, str]] = {}
+        """Write all weights, tensor by tensor; where each lies, by unit and name.
+
+        Raises Error for one that no phase of its unit reads.
+        """
+        places: dict[str, tuple[UnitSpec, str, str]] = {}
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for unit in apart:
-            tensors = unit.phases["step"].module.state_dict()
-            for name, dtype in types[unit.graph].items():
-                places[f"{unit.name}.{name}"] = unit, name
-                shapes[f"{unit.name}.{name}"] = dtype, tuple(tensors[name].shape)
+        named: dict[str, dict[str, str]] = {}
+        for unit in self.work.opened.chain.units:
+            here = named[unit.name] = {}
+            for phase, spec in unit.phases.items():
+                tensors = spec.module.state_dict()
+                for name, dtype in self.weight_types(unit, phase).items():
+                    label = here[name] = f"{unit.name}.{name}"
+                    fact = dtype, tuple(tensors[name].shape)
+                    assert shapes.setdefault(label, fact) == fact, label
+                    places[label] = unit, phase, name
+            if lost := set().union(*(p.module.state_dict() for p in unit.phases.values())) - set(
+                here
+            ):
+                raise Error(f"unit {unit.name}: no graph reads the weights {sorted(lost)}")
         header, spans = layout(shapes)
 
         def parts() -> Iterator[bytes | memoryview]:
             yield header
             for done, label in enumerate(spans):
-                unit, name = places[label]
+                unit, phase, name = places[label]
                 progress(f"weights {unit.name}", done, len(spans))
-                yield content(self.weight(unit, "step", name, shapes[label][0]))
+                yield content(self.weight(unit, phase, name, shapes[label][0]))
 
         if not (self.work.staging / FILE_NAME).is_file():
             write_whole(self.work.staging / FILE_NAME, parts())
-        return {u.name: {n: spans[f"{u.name}.{n}"] for n in types[u.graph]} for u in apart}
+        return {
+            unit: {name: spans[label] for name, label in labels.items()}
+            for unit, labels in named.items()
+        }
 
 
 def typed(binding: Binding, precision: str) -> Binding:
@@ -237,13 +256,3 @@ def typed(binding: Binding, precision: str) -> Binding:
 def typed_state(state: StateBinding, precision: str) -> StateBinding:
     """The same of a state."""
     return replace(state, dtype=dtype_of(state.input, state.dtype, precision))
-
-
-def _proto(tensor: Tensor, dtype: str) -> onnx.TensorProto:
-    kinds: dict[str, Any] = {
-        "float32": TensorProto.FLOAT,
-        "float16": TensorProto.FLOAT16,
-        "bfloat16": TensorProto.BFLOAT16,
-    }
-    raw = bytes(content(tensor))
-    return onnx.TensorProto(dims=tuple(tensor.shape), data_type=kinds[dtype], raw_data=raw)

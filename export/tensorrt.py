@@ -7,9 +7,10 @@ reads, attention that is not one kernel, a ring that is not updated in place.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from rt.errors import ConfigError, Error
 _TRT = "trt"
 """Any domain serves: the parser knows its own operators by name."""
 _WORKSPACE = 8 << 30
+_TABLES = 1 << 20
+"""Constants that a small graph may have: angles, indices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,6 @@ class Expected:
 
     aliases: tuple[tuple[str, str], ...] = ()
     fused: int | None = None
-    may_ignore: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,11 @@ def check_graph(model: onnx.ModelProto, expected: Expected) -> None:
         if read.intersection(node.output):
             read.update(node.input)
     inputs = {value.name for value in model.graph.input}
-    if unused := sorted(inputs - read - expected.may_ignore):
+    if unused := sorted(inputs - read):
         raise Error(f"unused input {unused[0]!r} in a graph for TensorRT")
+    inside, apart = sum(t.ByteSize() for t in model.graph.initializer), weight_bytes(model)
+    if inside > max(_TABLES, apart // 20):
+        raise Error(f"{inside} bytes of constants beside {apart} of weights; make them inputs")
     writes = [n for n in model.graph.node if n.op_type == "TRT_KVCacheUpdate"]
     aliases = {(node.input[0], node.output[0]) for node in writes}
     if aliases != set(expected.aliases):
@@ -173,19 +178,25 @@ def check_network(network: Any, expected: Expected) -> None:
         raise Error(f"{kinds['SOFTMAX']} attentions are written out, expected one kernel for each")
 
 
-def attach(graph: Graph, values: Mapping[str, onnx.TensorProto]) -> Graph:
-    """`graph` with its weights inside. `values` by the name that the module gives them."""
+def drop_ignored(graph: Graph, names: Collection[str]) -> Graph:
+    """`graph` without those inputs among `names` that no node reads."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
-    kept = [value for value in model.graph.input if not value.name.startswith(PREFIX)]
-    names = [v.name for v in model.graph.input if v.name.startswith(PREFIX)]
+    read = {name for node in model.graph.node for name in node.input}
+    kept = [v for v in model.graph.input if v.name in read or v.name not in names]
     del model.graph.input[:]
     model.graph.input.extend(kept)
-    for name in names:
-        tensor = model.graph.initializer.add()
-        tensor.CopyFrom(values[name.removeprefix(PREFIX)])
-        tensor.name = name
-    return Graph(model, ())
+    return Graph(model, graph.weights)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the inputs that are weights."""
+    return sum(
+        math.prod(d.dim_value for d in v.type.tensor_type.shape.dim)
+        * helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).itemsize
+        for v in model.graph.input
+        if v.name.startswith(PREFIX)
+    )
 
 
 def check_capabilities(flavour: str, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ engine will take on a device, before anything is built.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.build import TOLERANCE, check, open_chain, trial_key
-from export.engines import SHARED, Entry, Making, typed, typed_state
+from export.engines import Entry, Making, check_once, typed, typed_state
 from export.options import Options, Progress, Work
 from export.precision import DTYPES
 from export.sources import Opened
@@ -30,11 +30,12 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was built and deleted: a line for each unit and phase, and the most memory that the
-    process held at any time, in bytes.
+    """What was built and deleted: a line for each unit and phase, bytes of the plan for each byte
+    of weights, and the most memory that the process held at any time, in bytes.
     """
 
     found: tuple[tuple[str, Entry], ...]
+    share: float
     peak_bytes: int
 
 
@@ -57,11 +58,12 @@ def build_and_delete(options: Options, units: Collection[str], progress: Progres
             for phase, spec in unit.phases.items():
                 progress(f"{unit.name} {phase}", len(found), total)
                 entry = making.engine(unit, phase, spec)
-                (staging / entry.engine).unlink(missing_ok=True)
-                if unit.kind in SHARED:
-                    entry = _with_weights(making, unit, phase, entry)
-                found.append((f"{unit.name} {phase}", entry))
-    return Trial(tuple(found), max(opening[0], *(entry.peak_bytes for _, entry in found)))
+                (staging / entry.engine).write_bytes(b"")  # done; a rerun does not build it again
+                reading = _read_weights(making, unit, phase)
+                most = max(entry.peak_bytes, reading)
+                found.append((f"{unit.name} {phase}", replace(entry, peak_bytes=most)))
+        peak = max(opening[0], *(entry.peak_bytes for _, entry in found))
+        return Trial(tuple(found), _share(making, chosen), peak)
 
 
 def _chosen(opened: Opened, names: Collection[str]) -> list[UnitSpec]:
@@ -71,14 +73,23 @@ def _chosen(opened: Opened, names: Collection[str]) -> list[UnitSpec]:
     return [unit for name, unit in units.items() if not names or name in names]
 
 
-def _with_weights(making: Making, unit: UnitSpec, phase: str, entry: Entry) -> Entry:
-    """The line of a unit that shares its engine: its weights, each read and checked alone."""
-    total = 0
+def _read_weights(making: Making, unit: UnitSpec, phase: str) -> int:
+    """Each weight read and checked alone; the most memory that it took, in bytes."""
     with peak_memory() as peak:
         for name, dtype in making.weight_types(unit, phase).items():
-            tensor = making.weight(unit, phase, name, dtype)
-            total += tensor.numel() * tensor.element_size()
-    return replace(entry, weights=total, peak_bytes=max(entry.peak_bytes, peak[0]))
+            making.weight(unit, phase, name, dtype)
+    return peak[0]
+
+
+def _share(making: Making, chosen: Sequence[UnitSpec]) -> float:
+    """Each weight once, with the engines that were built."""
+    weights = {
+        (unit.name, name): spec.module.state_dict()[name].numel() * _BYTES[dtype]
+        for unit in chosen
+        for phase, spec in unit.phases.items()
+        for name, dtype in making.weight_types(unit, phase).items()
+    }
+    return check_once(making.entries.values(), sum(weights.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +134,14 @@ def memory_of(options: Options, seats: int, steps: int) -> Memory:
 
 
 def _weights(chain: Chain, precision: str) -> int:
-    """Every weight once, but those inside engines once per phase."""
-    count = 0
-    for unit in chain.units:
-        phases = list(unit.phases.values())[: 1 if unit.kind in SHARED else None]
-        count += sum(t.numel() for s in phases for t in s.module.state_dict().values())
-    return count * _BYTES[DTYPES[precision]]
+    """Every weight once."""
+    tensors = {
+        (unit.name, name): tensor.numel()
+        for unit in chain.units
+        for spec in unit.phases.values()
+        for name, tensor in spec.module.state_dict().items()
+    }
+    return sum(tensors.values()) * _BYTES[DTYPES[precision]]
 
 
 def _flowing(chain: Chain) -> Iterator[Binding]:

@@ -126,7 +126,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
 def plan(folder: Path, name: str = "block_0", offset: int = 0, **changes: Any) -> Plan:
     weights = {"unit.w": ("weights", offset, 32, "bfloat16", (4, 4))}
     card = {"engine": "block.engine", "graph": "g", "library": LIBRARY,
-            "compute_capability": ("8.9",), "weights": weights, **changes}  # fmt: skip
+            "compute_capability": ("8.9",), "ignores": (), "weights": weights,
+            **changes}  # fmt: skip
     (folder / f"{name}.trt").write_bytes(Card(**card).encoded())
     return Plan(f"{name}.trt", "", "g", (), (), (), 0, 0, 0.1)
 

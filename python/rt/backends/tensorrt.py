@@ -52,12 +52,14 @@ class Card:
     """A plan: which engine runs a unit, for what it was built, and where its weights lie.
 
     `weights` are the engine's inputs that hold weights: (file, offset, length, dtype, shape).
+    `ignores` are bindings of the unit that the engine does not have.
     """
 
     engine: str
     graph: str
     library: str
     compute_capability: tuple[str, ...]
+    ignores: tuple[str, ...]
     weights: Mapping[str, tuple[str, int, int, str, tuple[int, ...]]]
 
     def encoded(self) -> bytes:
@@ -68,9 +70,11 @@ def read_card(path: Path) -> Card:
     """The card in a plan file. Raises EngineMismatch for a file that is none."""
     try:
         fields = json.loads(path.read_text())
-        capabilities = tuple(fields.pop("compute_capability"))
+        capabilities, ignores = (
+            tuple(fields.pop(name)) for name in ("compute_capability", "ignores")
+        )
         weights = {n: (*w[:4], tuple(w[4])) for n, w in fields.pop("weights").items()}
-        return Card(compute_capability=capabilities, weights=weights, **fields)
+        return Card(compute_capability=capabilities, ignores=ignores, weights=weights, **fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineMismatch(f"{path} is no plan of this exporter: {error}") from None
 
@@ -124,14 +128,18 @@ class Arena:
 class TensorRtEngine:
     """An engine with the weights of one unit. Units of one graph share its contexts."""
 
-    def __init__(self, loaded: Loaded, weights: Mapping[str, Any], file: str) -> None:
+    def __init__(
+        self, loaded: Loaded, weights: Mapping[str, Any], ignores: Sequence[str], file: str
+    ) -> None:
         self._loaded = loaded
+        self._ignores = frozenset(ignores)
         self._weights = {name: int(array.data.ptr) for name, array in weights.items()}
         self._alive = tuple(weights.values())
         self._file = file
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         declared = self._loaded.bindings
+        arrays = {name: array for name, array in arrays.items() if name not in self._ignores}
         if differing := set(declared) ^ (set(arrays) | set(self._weights)):
             raise EngineMismatch(
                 f"{self._file}: bindings {sorted(differing)} differ from the manifest"
@@ -232,7 +240,7 @@ class TensorRtBackend:
                 raise EngineMismatch(f"{path}: {here} refuses it; build the engine again")
             self._engines[path] = Loaded(self._trt, self._cupy, engine, self._arena)
         weights = {name: self._weight(directory, place) for name, place in card.weights.items()}
-        return TensorRtEngine(self._engines[path], weights, plan.file)
+        return TensorRtEngine(self._engines[path], weights, card.ignores, plan.file)
 
     def _weight(self, directory: Path, place: tuple[str, int, int, str, tuple[int, ...]]) -> Any:
         """The bytes of one weight on the device."""
