@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -150,6 +150,7 @@ READINGS = st.builds(
 )
 
 
+@settings(max_examples=30)
 @given(st.lists(READINGS, max_size=8), st.integers(0, 200))
 def test_rows_come_back_from_disk_and_a_cut_last_line_is_left_out(
     tmp_path_factory: pytest.TempPathFactory, readings: list[Reading], cut: int
@@ -238,6 +239,30 @@ def test_where_the_runtime_takes_no_gpu_every_stream_is_refused_with_its_words(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_engine_is_built_or_refused_and_anything_else_breaks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case = units.Case(*sections.MODELS[0])
+
+    def build(error: Exception | None) -> Any:
+        def run(*_: object) -> Path:
+            if error is not None:
+                raise error
+            (tmp_path / "plan").write_bytes(bytes(3_000_000))
+            return tmp_path
+
+        return run
+
+    monkeypatch.setattr(streams, "build", build(None))
+    found = streams.built(case, tmp_path, "bf16")
+    assert found[1].value == pytest.approx(0.003)
+    monkeypatch.setattr(streams, "build", build(ConfigError("precision: got bf16")))
+    assert [r.outcome for r in streams.built(case, tmp_path, "bf16")] == ["refused"]
+    monkeypatch.setattr(streams, "build", build(MemoryError("full")))
+    with pytest.raises(MemoryError):
+        streams.built(case, tmp_path, "bf16")
+
+
 class Fake:
     """An engine that counts its launches, in the place of a package on a GPU."""
 
@@ -293,6 +318,27 @@ def test_the_readings_of_a_model_with_engines_that_do_nothing(
     whole = found["tiny 64x64 own: FPS of the units alone, 4 steps"].value
     assert whole == pytest.approx(4e3 / (halves + blocks + 2))
     assert found["tiny 64x64 own: memory"].value == 5.0
+
+
+def test_a_backend_is_probed_as_far_as_it_gets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Absent; present without a builder; a builder that fails."""
+    from bench.gpu import probe
+    from export import build
+
+    (absent,) = probe.backend("tensorrt", tmp_path)
+    assert absent.reason.startswith("present: no (ModuleNotFoundError")
+    monkeypatch.setitem(probe.MODULES, "strange", "json")
+    (unknown,) = probe.backend("strange", tmp_path)
+    assert "builds: no (the exporter has no builder for it)" in unknown.reason
+
+    def broken(_options: object) -> None:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(build, "build_engines", broken)
+    (stopped,) = probe.backend("onnxruntime", tmp_path)
+    assert stopped.reason.endswith("builds, loads, runs: no (RuntimeError: no kernel)")
 
 
 def test_a_limit_is_the_work_over_the_peak() -> None:

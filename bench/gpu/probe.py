@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,9 @@ MODULES = {
 }
 
 
-def backend(name: str) -> Sequence[Reading]:
+def backend(name: str, folder: Path) -> Sequence[Reading]:
     """One reading: 1 where a small engine of this backend builds, loads and runs, else where it
-    stopped and why.
+    stopped and why. It is built in `folder`, where a build that was cut goes on.
     """
     reading = f"backend {name}"
     try:
@@ -36,14 +35,12 @@ def backend(name: str) -> Sequence[Reading]:
         return (refused(reading, f"{here}; builds: no (the exporter has no builder for it)"),)
     tiny = PRESETS["tiny"]
     small = replace(tiny, name="probe", dit=replace(tiny.dit, blocks=1))
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "engines"
-        options = Options(small, 64, 64, out, "probe", backend=name, max_batch=2)
-        try:
-            built = build_engines(options)  # it runs every plan once before it is done
-        except Exception as error:  # noqa: BLE001 - what a backend says of itself is the answer
-            return (refused(reading, f"{here}; builds, loads, runs: no ({one_line(error)})"),)
-        return _streams(reading, here, built.directory)
+    options = Options(small, 64, 64, folder / "engines", name, backend=name, max_batch=2)
+    try:
+        built = build_engines(options)  # it runs every plan once before it is done
+    except Exception as error:  # noqa: BLE001 - what a backend says of itself is the answer
+        return (refused(reading, f"{here}; builds, loads, runs: no ({one_line(error)})"),)
+    return _streams(reading, here, built.directory)
 
 
 def _streams(reading: str, here: str, engines: Path) -> Sequence[Reading]:

@@ -45,12 +45,16 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         ),
     )
     probes = [
-        Measure(f"backend {b}", f"does {b} build, load, run, stream?", 120, _probe(b))
-        for b in BACKENDS
+        Measure(f"backend {b}", f"does {b} build, load, run, stream?", seconds, _probe(b))
+        for b, seconds in zip(BACKENDS, (380, 120, 120, 120), strict=True)
     ]
     units = [
         Measure(f"units {_words(m)}", "each unit, steps, VAE, memory", 380, _units(m, rows))
         for m in (*MODELS, LARGE)
+    ]
+    engines = [
+        Measure(f"engine {_words(m)}", "seeded random weights, built", 380, _engine(m))
+        for m in MODELS
     ]
     streams = [
         Measure(f"stream {_words(m)}, {n} steps", "end to end by the runtime", 180, _streams(m, n))
@@ -63,6 +67,7 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         *pack("checks", checks),
         *pack("backends", probes),
         *pack("units", units),
+        *pack("engines", engines),
         *pack("streams", streams),
         *pack("logical", [shared]),
     )
@@ -131,7 +136,7 @@ def _probe(name: str) -> Taking:
     def take() -> Sequence[Reading]:
         from bench.gpu.probe import backend
 
-        return backend(name)
+        return backend(name, WORK / "probe")
 
     return take
 
@@ -188,6 +193,16 @@ def _units(model: Model, rows: Rows) -> Taking:
         peak = rows.newest().get(PRODUCT)
         value = peak.reading.value if peak else None
         return readings(Case(*model), PRECISION, value, WORK / "packages")
+
+    return take
+
+
+def _engine(model: Model) -> Taking:
+    def take() -> Sequence[Reading]:
+        from bench.gpu.streams import built
+        from bench.gpu.units import Case
+
+        return built(Case(*model), WORK, PRECISION)
 
     return take
 

@@ -73,6 +73,22 @@ def build(case: Case, root: Path, precision: str) -> Path:
     return build_engines(options).directory
 
 
+def built(case: Case, root: Path, precision: str) -> Sequence[Reading]:
+    """What building took; a later stream finds the engine. Refused where nothing is to be built."""
+    name = f"{case.name}: engine built"
+    start = time.perf_counter()
+    try:
+        directory = build(case, root, precision)
+    except ConfigError as error:
+        return [refused(name, error)]
+    took = time.perf_counter() - start
+    stored = sum(path.stat().st_size for path in directory.iterdir())
+    return [
+        Reading(name, took, "s"),
+        Reading(f"{case.name}: bytes of the engine", stored / 1e9, "GB"),
+    ]
+
+
 def embeddings(case: Case, folder: Path) -> Path:
     """A file with a prompt of 32 random tokens."""
     path = folder / "prompt.npy"
