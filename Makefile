@@ -67,8 +67,8 @@ ptxas:
 # Prepares, checks and measures on the GPU present, in sections of at most 8 minutes; rows go to
 # bench/results/, and what is there is not repeated. A Python that has torch and CuPy is used as it is.
 gpu gpu-quick:
-	@nvidia-smi --list-gpus 2>/dev/null | grep -q '^GPU' || \
-	  { echo "make $@: this machine has no NVIDIA GPU that nvidia-smi can list"; exit 1; }
+	$(if $(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),,\
+	  $(error make $@: this machine has no NVIDIA GPU that nvidia-smi can list))
 	@if $(PYTHON) -c "import torch, cupy" 2>/dev/null; then \
 	  PYTHONPATH=python:. $(PYTHON) -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
 	else \

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,21 @@ class Row:
     note: str = ""
 
 
+def command(*words: str) -> str:
+    """What a program prints, or "" where it is absent or fails."""
+    if shutil.which(words[0]) is None:
+        return ""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def machine() -> dict[str, str | int]:
     """What the numbers depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "commit": commit.stdout.strip(),
+        "commit": command("git", "rev-parse", "--short", "HEAD"),
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from bench import table
 from bench.gpu import __main__ as command
 from bench.gpu import compare, machine, sections, streams, timing, units
 from bench.gpu.plan import QUICK_S, SECTION_S, Measure, Section, missing, pack
@@ -202,7 +203,8 @@ def test_the_command_runs_what_is_missing_compares_and_says_what_is_left(
         command.main(words[3:])
 
     monkeypatch.setattr(command.subprocess, "run", worker)
-    monkeypatch.setattr(machine, "command", lambda *_: "")
+    for module in (machine, table):
+        monkeypatch.setattr(module, "command", lambda *_: "")
     results = ["--results", str(tmp_path)]
     assert command.main(["--quick", *results]) == 0
     assert command.main(results) == 1
@@ -323,22 +325,66 @@ def test_the_readings_of_a_model_with_engines_that_do_nothing(
 def test_a_backend_is_probed_as_far_as_it_gets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Absent; present without a builder; a builder that fails."""
+    """Absent; present without a builder; a builder that fails; a fault that is ours."""
     from bench.gpu import probe
     from export import build
+    from rt.backends import base
 
     (absent,) = probe.backend("tensorrt", tmp_path)
-    assert absent.reason.startswith("present: no (ModuleNotFoundError")
-    monkeypatch.setitem(probe.MODULES, "strange", "json")
+    assert absent.reason == "present: no (ImportError: no module tensorrt)"
+    monkeypatch.setitem(base.LIBRARIES, "strange", ("nowhere", "json"))
     (unknown,) = probe.backend("strange", tmp_path)
     assert "builds: no (the exporter has no builder for it)" in unknown.reason
 
-    def broken(_options: object) -> None:
-        raise RuntimeError("no kernel")
+    def broken(error: Exception) -> Any:
+        def run(_options: object) -> None:
+            raise error
 
-    monkeypatch.setattr(build, "build_engines", broken)
+        return run
+
+    monkeypatch.setattr(build, "build_engines", broken(RuntimeError("no kernel")))
     (stopped,) = probe.backend("onnxruntime", tmp_path)
     assert stopped.reason.endswith("builds, loads, runs: no (RuntimeError: no kernel)")
+    monkeypatch.setattr(build, "build_engines", broken(TypeError("a slip of ours")))
+    with pytest.raises(TypeError, match="slip"):
+        probe.backend("onnxruntime", tmp_path)
+
+
+def test_probe_and_runtime_import_a_library_by_the_same_name() -> None:
+    """What is installed here is present; the other flavour says which name it was looked for by."""
+    for name in ("onnxruntime", "inductor", "tensorrt-rtx"):
+        (reading,) = sections._present(name)()
+        assert (reading.outcome, reading.value) == ("measured", 1), reading.reason
+    (reading,) = sections._present("tensorrt")()
+    assert reading.reason.endswith("no module tensorrt")
+
+
+def test_a_measure_that_breaks_is_failed_and_the_next_one_is_taken(tmp_path: Path) -> None:
+    def slip() -> list[Reading]:
+        raise TypeError("a slip of ours")
+
+    measures = (
+        Measure("a", "", 1, slip),
+        Measure("b", "", 1, lambda: [Reading("b", 1.0, "s")]),
+    )
+    rows = Rows(tmp_path / "rows.jsonl")
+    assert sections.take(Section("s", measures), rows, "k", MADE_UP) == 1
+    found = Rows(rows.path)
+    assert not found.answered("a", "k")
+    assert found.newest()["a"].reading.reason == "TypeError: a slip of ours"
+    assert found.answered("b", "k")
+
+
+def test_facts_of_a_machine_with_and_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ", ".join(f"value {i}" for i in range(len(machine.QUERY)))
+    real = machine.command
+    for said in ("", asked):
+        answer = {"nvidia-smi": said}
+        monkeypatch.setattr(machine, "command", lambda *w, a=answer: a.get(w[0]) or real(*w))
+        found = machine.facts()
+        assert found["driver_version"] == ("value 1" if said else "")
+        assert found["processor"]
+        assert found["code"]
 
 
 def test_a_limit_is_the_work_over_the_peak() -> None:

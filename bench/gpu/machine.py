@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import platform
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench.table import ROOT, command, machine
+
 LIBRARIES = ("torch", "triton", "numpy", "onnxruntime", "tensorrt", "tensorrt-rtx")
 QUERY = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory",
          "clocks.sm", "clocks.mem", "power.limit", "compute_cap", "persistence_mode")  # fmt: skip
 MEASURED_CODE = ("csrc", "python/rt", "export", "bench/gpu")
 """Folders whose sources decide what is measured."""
-
-
-def command(*words: str) -> str:
-    """What a program prints, or "" where it is absent or fails."""
-    if shutil.which(words[0]) is None:
-        return ""
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def gpu_names() -> list[str]:
@@ -35,13 +24,13 @@ def gpu_names() -> list[str]:
 def facts() -> dict[str, str]:
     """Everything that is stated beside a number."""
     asked = command("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader")
-    values = [value.strip() for value in (asked.splitlines() or [""])[0].split(",")]
-    found = dict(zip(QUERY, values, strict=False))
+    found = dict.fromkeys(QUERY, "")
+    if asked:
+        values = (value.strip() for value in asked.splitlines()[0].split(","))
+        found = dict(zip(QUERY, values, strict=True))
     nvcc = re.search(r"release ([\d.]+)", command("nvcc", "--version"))
     found["nvcc"] = nvcc[1] if nvcc else ""
-    found["python"] = platform.python_version()
-    found["processor"] = _processor()
-    found["commit"] = command("git", "rev-parse", "--short", "HEAD")
+    found |= {name: str(value) for name, value in machine().items()}
     found["code"] = code_digest()
     for library in (*LIBRARIES, *_cupy()):
         found[library] = version(library)
@@ -75,10 +64,3 @@ def version(library: str) -> str:
 def _cupy() -> list[str]:
     names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     return sorted(n for n in names if n and n.startswith("cupy"))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()

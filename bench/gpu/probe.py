@@ -6,15 +6,24 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from bench.gpu.record import Reading, one_line, refused
+from rt.backends.base import LIBRARIES, library_name
+from rt.errors import Error
 
-MODULES = {
-    "onnxruntime": "onnxruntime",
-    "inductor": "torch",
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-}
+STOPS = (Error, ImportError, OSError, RuntimeError)
+"""What libraries raise, and what we raise of them. Anything else is a fault of ours, and no answer
+about a backend.
+"""
+
+
+def present(name: str) -> ModuleType:
+    """The library of a backend. Raises ImportError where it is not installed."""
+    found = library_name(name)
+    if found is None:
+        raise ImportError(f"no module {' or '.join(LIBRARIES[name])}")
+    return importlib.import_module(found)
 
 
 def backend(name: str, folder: Path) -> Sequence[Reading]:
@@ -23,8 +32,8 @@ def backend(name: str, folder: Path) -> Sequence[Reading]:
     """
     reading = f"backend {name}"
     try:
-        module = importlib.import_module(MODULES[name])
-    except Exception as error:  # noqa: BLE001 - a library that breaks on import is the answer
+        module = present(name)
+    except STOPS as error:
         return (refused(reading, f"present: no ({one_line(error)})"),)
     here = f"present: {getattr(module, '__version__', 'yes')}"
     from export.backends import BACKENDS
@@ -38,7 +47,7 @@ def backend(name: str, folder: Path) -> Sequence[Reading]:
     options = Options(small, 64, 64, folder / "engines", name, backend=name, max_batch=2)
     try:
         built = build_engines(options)  # it runs every plan once before it is done
-    except Exception as error:  # noqa: BLE001 - what a backend says of itself is the answer
+    except STOPS as error:
         return (refused(reading, f"{here}; builds, loads, runs: no ({one_line(error)})"),)
     return _streams(reading, here, built.directory)
 
@@ -57,6 +66,6 @@ def _streams(reading: str, here: str, engines: Path) -> Sequence[Reading]:
             pipeline.session(prompt="x", steps=1) as session,
         ):
             count = sum(1 for _ in session.stream(frames))
-    except Exception as error:  # noqa: BLE001 - as above
+    except STOPS as error:
         return (Reading(reading, 0.5, "of 1", 1, 1.0, f"{text}: no ({one_line(error)})"),)
     return (Reading(reading, float(count == len(frames)), "of 1", 1, 1.0, f"{text}: yes"),)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def _taken(section: Section, measure: Measure, rows: Rows, key: str, facts: dict
         assert held is not None, f"{measure.name}: nothing was measured"
         write(held, True)
     except Exception as error:  # noqa: BLE001 - the top of a worker: the others still run
+        traceback.print_exc()
         write(failed(measure.name, error), True)
     return rows.answered(measure.name, key)
 
@@ -118,10 +120,9 @@ def _ceilings() -> Sequence[Reading]:
 
 def _present(name: str) -> Taking:
     def take() -> Sequence[Reading]:
-        from bench.gpu.probe import MODULES
-
+        ask = f"from bench.gpu.probe import present; print(present({name!r}).__version__)"
         found = subprocess.run(
-            [sys.executable, "-c", f"import {MODULES[name]} as m; print(m.__version__)"],
+            [sys.executable, "-c", ask], cwd=machine.ROOT,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if found.returncode:

@@ -1,4 +1,5 @@
-"""The interface of an engine: a loaded plan that runs over fixed addresses.
+"""The interface of an engine: a loaded plan that runs over fixed addresses. And the names by which
+Python finds the libraries that run them.
 
 A backend turns plan files into engines on one device. It owns no state of a stream and copies
 nothing.
@@ -6,12 +7,29 @@ nothing.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ..frame import Array
 from ..manifest import Plan
+
+LIBRARIES = {
+    "onnxruntime": ("onnxruntime",),
+    "inductor": ("torch",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+"""Backend -> the names that its library is imported by, the first that is there."""
+
+
+def library_name(backend: str) -> str | None:
+    """The name that the library of `backend` is imported by here; None where it is not installed.
+
+    Imports nothing.
+    """
+    return next((m for m in LIBRARIES[backend] if importlib.util.find_spec(m) is not None), None)
 
 
 class Launch(Protocol):

@@ -17,14 +17,13 @@ import numpy as np
 from ..errors import ConfigError, EngineMismatch
 from ..frame import Array
 from ..manifest import Plan
-from .base import Engine, Launch
+from .base import Engine, Launch, library_name
 
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
-    """One of the two libraries: the names it is imported by, its releases, how to get it."""
+    """One of the two libraries: its releases, how to get it."""
 
-    modules: tuple[str, ...]
     first: tuple[int, int]
     before: int
     install: str
@@ -32,14 +31,12 @@ class Flavour:
 
 FLAVOURS = {
     "tensorrt": Flavour(
-        ("tensorrt",),
         (11, 0),
         12,
         "pip install 'streamdiffusion-rt[tensorrt]' "
         "(its libraries come from NVIDIA's own package index, not from PyPI)",
     ),
     "tensorrt-rtx": Flavour(
-        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
         (1, 7),
         2,
         "pip install 'streamdiffusion-rt[tensorrt-rtx]'",
@@ -82,8 +79,7 @@ def read_card(path: Path) -> Card:
 def library(flavour: str) -> ModuleType:
     """The library of a flavour. Raises ConfigError that says how to install it."""
     wanted = FLAVOURS[flavour]
-    name = next((m for m in wanted.modules if importlib.util.find_spec(m) is not None), None)
-    if name is None:
+    if (name := library_name(flavour)) is None:
         raise ConfigError(f"backend {flavour}: not installed; install it: {wanted.install}")
     try:
         module = importlib.import_module(name)
