@@ -209,7 +209,9 @@ class Making:
         tensor = torch.empty(stored.shape, dtype=getattr(torch, dtype)).copy_(stored)
         release(stored)
         del stored  # with the parts below, a table of 4 GB takes 6 and not 12 on its way
-        if not all(part.isfinite().all() for part in tensor.view(-1).split(_PART)):
+        flat = tensor.view(-1)
+        starts = range(0, len(flat), _PART)
+        if not all(flat[start : start + _PART].isfinite().all() for start in starts):
             raise CheckpointError(f"weights NaN or infinite in {dtype}: {unit.name}.{name}")
         return tensor
 

@@ -135,7 +135,7 @@ def memory_of(options: Options, seats: int, steps: int) -> Memory:
 
 def _weights(chain: Chain, precision: str) -> int:
     """Every weight once."""
-    tensors = {
+    tensors: dict[tuple[str, str], int] = {
         (unit.name, name): tensor.numel()
         for unit in chain.units
         for spec in unit.phases.values()

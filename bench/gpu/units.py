@@ -20,7 +20,7 @@ from bench.gpu.record import Reading
 from bench.gpu.timing import Launch, median_ms
 from export import inductor
 from export.models.dit import Dit, DitIn
-from export.models.presets import PRESETS, ModelConfig, TaehvConfig
+from export.models.presets import PRESETS, ModelConfig
 from export.onnx import Stored
 from export.staging import write_whole
 from export.units import (
@@ -59,10 +59,7 @@ class Case:
         return targets.model(self.model, f"{self.height}x{self.width}")
 
     def config(self) -> ModelConfig:
-        config = PRESETS[self.model]
-        if self.vae == "taehv":
-            return replace(config, name=f"{config.name}-taehv", vae=TaehvConfig())
-        return config
+        return PRESETS[f"{self.model}-taehv" if self.vae == "taehv" else self.model]
 
 
 def chain_of(case: Case) -> Chain:

@@ -7,7 +7,7 @@ constants.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class ModelConfig:
     sampling: Sampling
 
 
-PRESETS = {
+_MODELS = {
     "tiny": ModelConfig(
         "tiny",
         DitConfig(
@@ -141,3 +141,9 @@ PRESETS = {
         Sampling(),
     ),
 }
+
+PRESETS = _MODELS | {
+    f"{name}-taehv": replace(_MODELS[name], name=f"{name}-taehv", vae=TaehvConfig())
+    for name in ("wan-1.3b", "wan-14b")
+}
+"""Models by name; `-taehv` has the small VAE in the place of Wan's."""
