@@ -13,7 +13,7 @@ PORT   ?= 8000
 
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: gpu gpu-quick performance ptxas demo test check lint sanitize peers bench bench-peers soak engines clean live browser
+.PHONY: gpu gpu-quick performance ptxas demo test check lint sanitize peers bench bench-peers soak engines clean live browser network peers-network
 
 $(VENV)/base.stamp: $(SOURCES)
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -47,6 +47,18 @@ live: $(VENV)/serve.stamp
 browser: $(VENV)/test.stamp
 	@command -v chromium >/dev/null || { echo "make browser: apt-get install chromium"; exit 1; }
 	$(BIN)/python -m pytest tests/rt/serve/test_page.py
+
+# Debian's ffmpeg, nginx with its RTMP module, GStreamer's RTSP server: the other side of the wire.
+PEERS := ffmpeg nginx-light libnginx-mod-rtmp python3-gi gir1.2-gst-rtsp-server-1.0 \
+  gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+
+peers-network:
+	dpkg -s $(PEERS) >/dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -qq -y --no-install-recommends $(PEERS) >/dev/null; }
+
+# The tests that talk to them; the others leave them out where they are not.
+network: peers-network $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/rt/test_network.py tests/rt/test_outlets.py
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest

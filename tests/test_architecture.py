@@ -26,7 +26,7 @@ FLOORS = [
         *("work", "lane", "lanes", "stage", "wiring", "prompt", "host", "pace", "intake"),
         *("session", "workers", "pipeline", "asynchronous", "simulate", "gated"),
     ],
-    ["media", "plot", "options", "calibrate", "plan", "stream", "serve", "__init__"],
+    ["media", "command", "plot", "options", "calibrate", "plan", "stream", "serve", "__init__"],
 ]
 HEIGHT = {
     name: (floor, place) for floor, row in enumerate(FLOORS) for place, name in enumerate(row)
@@ -34,7 +34,7 @@ HEIGHT = {
 
 LIBRARIES = {
     "onnxruntime": {"backends/onnxruntime.py"},
-    "av": {"media/sources.py", "media/sinks.py", "media/clips.py", "media/__init__.py", "media.py"},
+    "av": {str(path.relative_to(RT)) for path in (RT / "media").glob("*.py")},
     "tokenizers": {"prompt.py"},
     "torch": {"backends/inductor.py"},
     "tensorrt": {"backends/tensorrt.py"},

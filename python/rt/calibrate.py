@@ -23,13 +23,12 @@ from rich.progress import Progress
 
 from . import backends, cost, costfile, devices, ops
 from . import manifest as manifests
-from .config import VERSION
+from .command import command, ended
 from .cost import PASS_OF, Costs, Handover, Timing
 from .devices import Device
-from .errors import ConfigError, Error
+from .errors import ConfigError
 from .frame import Array
 from .manifest import Manifest, Plan, Unit
-from .options import Parser
 
 Samples = NDArray[np.float64]
 """Milliseconds, one per round."""
@@ -40,25 +39,14 @@ QUANTILES = 101
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        return run(_parser().parse_args(arguments))
-    except Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: no costs were written", file=sys.stderr)
-        return 130
+    return ended(lambda: run(parser().parse_args(arguments)), "no costs were written")
 
 
-def _parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m rt.calibrate",
-        description="Measure what every unit of an engine directory costs on this machine.",
-        epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
-        allow_abbrev=False,
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    p = command(
+        "python -m rt.calibrate",
+        "Measure what every unit of an engine directory costs on this machine.",
     )
     shown = "(default: %(default)s)"
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"), metavar="DIR", help=shown)
@@ -73,7 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write (default: beside the manifest, or in the user's cache where that "
         "cannot be written)",
     )
-    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 
 

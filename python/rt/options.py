@@ -6,43 +6,40 @@ It touches no engine and no video; a mistake raises ConfigError.
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 from . import media
-from .config import SLO, VERSION, Fit, Motion, Positions, SessionConfig, Sinks, Start
+from .command import command
+from .config import SLO, Fit, Motion, Positions, SessionConfig, Sinks, Start
 from .errors import ConfigError
 from .plot import ENDINGS, check_plot
 
 DEFAULT_SLO_MS = 1000.0
-"""Latency budget of `--realtime` where none is given: the paper's own (section 5.2.4)."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises ConfigError for a mistake, so that it is told in one line as any other."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+"""Latency budget of live sources and of `--realtime` where none is given: the paper's own (section
+5.2.4)."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options. Every one that may be left out says in its help what it is then."""
-    p = Parser(
-        prog="python -m rt.stream",
-        description="Restyle a video with a prompt.",
-        epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
-        allow_abbrev=False,
-    )
+    p = command("python -m rt.stream", "Restyle a video with a prompt.")
     shown = "(default: %(default)s)"
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, metavar="FILE", help="the video to restyle")
+    source.add_argument(
+        "--input", metavar="PLACE", help=f"the video to restyle: {_literal(media.INPUTS)}"
+    )
     source.add_argument(
         "--scene", action="store_true", help="make a moving scene instead of reading a file"
     )
     endings = ", ".join(media.CONTAINERS)
     p.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help=f"the video to write: {endings}"
+        "--output",
+        required=True,
+        metavar="PLACE",
+        help=f"where it goes: {_literal(media.OUTPUTS)}; files end in {endings}",
     )
+    _add_input_facts(p)
     p.add_argument(
         "--prompt", required=True, metavar="TEXT", help="what the video should look like"
     )
@@ -78,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--realtime",
         action="store_true",
-        help="give the frames at their times, as a camera would, and count late ones "
+        help="give the frames of a film at their times, as a camera would, and count late ones "
         "(default: as fast as they are taken)",
     )
     p.add_argument(
@@ -86,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         metavar="MS",
         help="latency budget of a frame; those over it count as late "
-        f"(default: none; with --realtime {DEFAULT_SLO_MS:g})",
+        f"(default: none; live or with --realtime {DEFAULT_SLO_MS:g})",
     )
     p.add_argument(
         "--side-by-side",
@@ -113,14 +110,54 @@ def parser() -> argparse.ArgumentParser:
         help="write every decision of the batch controller and its reason to standard error "
         "(default: no)",
     )
-    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 
 
-def session_config(options: argparse.Namespace) -> SessionConfig:
-    """What the options say of the session, checked."""
+def _literal(text: str) -> str:
+    """`text` in a help, where argparse would replace what follows a %."""
+    return text.replace("%", "%%")
+
+
+def _add_input_facts(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--input-size",
+        metavar="WxH",
+        help="of raw: pictures, or asked of a camera (default: the camera's choice)",
+    )
+    p.add_argument(
+        "--input-fps",
+        type=float,
+        metavar="N",
+        help="of raw: or numbered pictures, or asked of a camera (default: numbered ones 25, the "
+        "camera's choice)",
+    )
+    p.add_argument(
+        "--patience-s",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long a live source or a server may stay away before it is given up "
+        "(default: %(default)s)",
+    )
+
+
+def asked(options: argparse.Namespace) -> tuple[media.Asked, media.Backoff]:
+    """What a source is told, and how long it is waited for. Raises ConfigError."""
+    size = None if options.input_size is None else media.size(options.input_size)
+    if not 0 <= options.patience_s < math.inf:
+        raise ConfigError(f"patience-s: got {options.patience_s}, expected 0 or more seconds")
+    told = media.Asked(size, options.input_fps)
+    if options.input is not None:
+        media.check_asked(media.inlet(options.input), told)
+    elif told != media.Asked():
+        raise ConfigError("input-size, input-fps: the scene has its own; leave them out")
+    return told, media.Backoff(patience_s=options.patience_s)
+
+
+def session_config(options: argparse.Namespace, live: bool = False) -> SessionConfig:
+    """What the options say of the session, checked. A live source always has a budget."""
     slo_ms = options.slo_ms
-    if slo_ms is None and options.realtime:
+    if slo_ms is None and (options.realtime or live):
         slo_ms = DEFAULT_SLO_MS
     return SessionConfig(
         prompt=options.prompt,
@@ -139,8 +176,10 @@ def check_report(options: argparse.Namespace) -> None:
     """Raises ConfigError for a report or a plot that could not be written, or would overwrite what
     else belongs to the run.
     """
-    videos = (options.input, options.output)
-    taken = {video.resolve(): "a video" for video in videos if video is not None}
+    places = [media.outlet(options.output)]
+    if options.input is not None:
+        places.append(media.inlet(options.input))
+    taken = {place.path.resolve(): "a video" for place in places if place.path is not None}
     for name, path in (("report", options.report), ("plot", options.plot)):
         if path is None:
             continue

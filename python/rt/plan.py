@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,10 +21,9 @@ from rich.table import Table
 
 from . import costfile, devices
 from . import manifest as manifests
-from .config import VERSION
+from .command import command, ended, whole
 from .cost import Costs
-from .errors import ConfigError, Error
-from .options import Parser
+from .errors import ConfigError
 from .placement import Placement, place
 from .plot import ENDINGS, Panel, check_plot, write_panels
 from .scheduler import Terms
@@ -77,29 +75,12 @@ class Outlook:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        return run(_parser().parse_args(arguments))
-    except Error as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # Whoever read the table has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+    return ended(lambda: run(parser().parse_args(arguments)), "nothing was written")
 
 
-def _parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="python -m rt.plan",
-        description="Simulate what a number of devices would reach.",
-        epilog="Exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
-        allow_abbrev=False,
-    )
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    p = command("python -m rt.plan", "Simulate what a number of devices would reach.")
     shown = "(default: %(default)s)"
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -119,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument(name, type=kind, default=default, metavar="N", help=f"{text} {shown}")
     p.add_argument("--plot", type=Path, metavar="FILE", help=f"picture: {', '.join(ENDINGS)}")
     p.add_argument("--report", type=Path, metavar="FILE", help="the numbers as JSON")
-    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 
 
@@ -150,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
         rows = [dataclasses.asdict(o) for o in outlooks]
         about = {"device": costs.device, "model": costs.model, "costs": costs.origin}
         text = json.dumps({**about, "load": dataclasses.asdict(load), "outlooks": rows}, indent=1)
-        options.report.write_text(text + "\n")
+        with whole(options.report, "the report") as part:
+            part.write_text(text + "\n")
     if options.plot is not None:
         write_panels(options.plot, panels(load, outlooks))
     return 0

@@ -6,14 +6,14 @@ is run, a file that could not be written.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .command import whole
 from .config import Motion
-from .errors import ConfigError, SinkError
+from .errors import ConfigError
 from .metrics import ChunkRecord
 
 if TYPE_CHECKING:
@@ -105,14 +105,5 @@ def write_panels(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path, "the plot") as part:
         figure.savefig(part, format=path.suffix[1:], dpi=100)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise SinkError(
-            f"{path}: the plot cannot be written ({error.strerror}); expected a place with room "
-            "and the right to write: free space or choose another"
-        ) from error

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
-import os
 import signal
 import sys
 import threading
@@ -28,18 +28,16 @@ from rich.table import Table
 from rich.text import Text
 
 from . import devices, media
+from .command import INTERRUPTED, ended, whole
 from .config import VERSION
 from .errors import Error, SinkError, SourceError
 from .frame import Frame
 from .metrics import Distribution, Report
-from .options import check_report, parser, session_config
+from .options import asked, check_report, parser, session_config
 from .pipeline import Pipeline, Status
 from .plot import write_plot
 from .scheduler import Decision, Event
 from .session import Session
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 + SIGINT, as shells count."""
 
 
 def main(arguments: Sequence[str] | None = None, interrupt: Interrupt | None = None) -> int:
@@ -48,23 +46,13 @@ def main(arguments: Sequence[str] | None = None, interrupt: Interrupt | None = N
     Whatever goes wrong is told in one line on standard error.
     """
     with interrupt or Interrupt() as interrupt:
-        try:
-            return run(parser().parse_args(arguments), interrupt)
-        except Error as error:
-            return _told(str(error), error.exit_code)
-        except BrokenPipeError:  # Whoever read the table has seen enough; the files are whole.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except OSError as error:
-            return _told(f"{error.filename or 'system'}: {error.strerror or error}", 1)
-        except KeyboardInterrupt:
-            print("interrupted: no frame was written", file=sys.stderr)
-            return INTERRUPTED
+        one = functools.partial(run_from, arguments, interrupt)
+        return ended(one, "no frame was written")
 
 
-def _told(words: str, code: int) -> int:
-    print("error:", " ".join(words.splitlines()), file=sys.stderr)
-    return code
+def run_from(arguments: Sequence[str] | None, interrupt: Interrupt) -> int:
+    """`run` with what the command line says."""
+    return run(parser().parse_args(arguments), interrupt)
 
 
 PATIENCE_S = 1.0
@@ -133,11 +121,18 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     output is opened; a stream that began is reported, however it ended.
     """
     config = session_config(options)
+    told, backoff = asked(options)
     names = devices.gpus(options.gpus) if options.gpus is not None else options.devices
     check_report(options)
+    target = media.outlet(options.output)
     with contextlib.ExitStack() as stack:
-        source = _source(options, stack)
-        media.check_target(options.output, source)
+        source = stack.enter_context(
+            media.moving_scene()
+            if options.scene
+            else media.open_source(media.inlet(options.input), told, backoff)
+        )
+        config = session_config(options, source.live)
+        media.check_target(target, source)
         log = explain if options.explain else None
         loaded = Pipeline.load(options.engines, names, steps=options.steps, log=log)
         pipeline = stack.enter_context(loaded)
@@ -146,13 +141,15 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
         session = stack.enter_context(pipeline.session(**fields))
         g = pipeline.manifest.geometry
         width = g.width * (2 if options.side_by_side else 1)
-        sink = media.open_sink(options.output, source, g.height, width)
+        sink = media.open_sink(target, source, g.height, width, backoff)
         end = _stream(options, source, session, sink, interrupt)
-    session.remarks += sink.remarks
+    session.remarks += [*source.remarks, *sink.remarks]
     report, status, failure = session.report(), pipeline.status(), end.failure
     try:
         if options.report is not None:
-            _write_report(options.report, as_json(report, status, session, options, end))
+            content = as_json(report, status, session, options, end)
+            with whole(options.report, "the report") as part:
+                part.write_text(json.dumps(content, indent=1) + "\n")
         if options.plot is not None:
             write_plot(options.plot, report.chunks, config.motion)
     except SinkError as error:  # A full disk fails all; the video is what was asked for.
@@ -161,7 +158,7 @@ def run(options: argparse.Namespace, interrupt: Interrupt) -> int:
     if failure is not None:
         raise failure
     if end.interrupted:
-        where = f"{end.written} frames are in {options.output}"
+        where = f"{end.written} frames are in {target}"
         print("interrupted:", where if end.written else "no frame was written", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -173,25 +170,22 @@ def explain(entry: Event | Decision) -> None:
         print(entry, file=sys.stderr)
 
 
-def _source(options: argparse.Namespace, stack: contextlib.ExitStack) -> media.VideoSource:
-    source = media.moving_scene() if options.scene else media.open_source(options.input)
-    return stack.enter_context(source)
-
-
 def _stream(
     options: argparse.Namespace,
     source: media.VideoSource,
     session: Session,
-    sink: media.VideoSink,
+    sink: media.Sink,
     interrupt: Interrupt,
 ) -> End:
     """Source -> session -> sink. The output is there afterwards if the source was read to its end,
     as far as it could be read, or until Ctrl-C; never after another failure.
     """
     inputs: dict[int, NDArray[np.uint8]] = {}
-    frames = paced(iter(source)) if options.realtime else iter(source)
+    frames = paced(iter(source)) if options.realtime and not source.live else iter(source)
     if options.side_by_side:
         frames = _remembered(frames, inputs)
+    # A session with an SLO paces its frames by itself.
+    hold = media.Turn() if sink.live and session.config.slo is None else None
     written, failure = 0, None
     try:
         try:
@@ -201,8 +195,9 @@ def _stream(
             ):
                 for frame in restyled:
                     if options.side_by_side:
-                        both = media.side_by_side(inputs.pop(frame.index), frame.rgb)
-                        frame = dataclasses.replace(frame, rgb=both)
+                        frame = _beside(frame, inputs)
+                    if hold is not None:
+                        time.sleep(hold.pause_s(frame.pts_s, time.monotonic()))
                     sink.write(frame)
                     written += 1
                     advance()
@@ -244,6 +239,14 @@ def _remembered(frames: Iterator[Frame], inputs: dict[int, NDArray[np.uint8]]) -
         yield frame
 
 
+def _beside(frame: Frame, inputs: dict[int, NDArray[np.uint8]]) -> Frame:
+    """The frame with its input to the left. Inputs of dropped frames before it are forgotten."""
+    for index in [index for index in inputs if index < frame.index]:
+        del inputs[index]
+    both = media.side_by_side(inputs.pop(frame.index), frame.rgb)
+    return dataclasses.replace(frame, rgb=both)
+
+
 @contextlib.contextmanager
 def _progress(total: int | None) -> Iterator[Callable[[], None]]:
     """A bar on a terminal, nothing elsewhere."""
@@ -267,6 +270,9 @@ def as_json(
 ) -> dict[str, Any]:
     """Everything that is known of a run, for `--report`."""
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    # An address may hold a password.
+    chosen["output"] = str(media.outlet(options.output))
+    chosen["input"] = options.input and str(media.inlet(options.input))
     return {
         "version": VERSION,
         "outcome": end.outcome,
@@ -280,36 +286,25 @@ def as_json(
     }
 
 
-def _write_report(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise SinkError(
-            f"{path}: the report cannot be written ({error.strerror}); expected a place with room "
-            "and the right to write: free space or choose another"
-        ) from error
-
-
 def show(
     report: Report, status: Status, session: Session, options: argparse.Namespace, end: End
 ) -> None:
-    """The report as a table, and what the user should know, on standard output."""
-    title = str(options.output) if end.written else "no output"
+    """The report as a table, and what the user should know, on standard output; on standard error
+    where the frames themselves went to the former.
+    """
+    target = media.outlet(options.output)
+    out = sys.stderr if target.kind in ("y4m", "raw") else sys.stdout
+    title = str(target) if end.written else "no output"
     table = Table(show_header=False, title=Text(_printable(title)))
     for name, value in rows(report, status, session):
         table.add_row(name, Text(_printable(value)))
     console = Console()
     with console.capture() as drawn:
         console.print(table)
-    print(drawn.get(), end="")
+    print(drawn.get(), end="", file=out)
     for remark in session.remarks:
-        print("note:", _printable(remark))
-    sys.stdout.flush()
+        print("note:", _printable(remark), file=out)
+    out.flush()
 
 
 def _printable(text: str) -> str:

@@ -25,6 +25,7 @@ from micro_engine import SIZE
 
 from rt import manifest, options, stream
 from rt.media import MovingScene
+from rt.media.files import VideoFile
 from rt.stage import Stage
 
 FPS = 16
@@ -503,7 +504,7 @@ def test_a_disk_that_is_full_from_the_start(
     tiny_engine: Path, clip: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """/dev/full takes the place of the temporary file."""
-    (out / ".o.part.mp4").symlink_to("/dev/full")
+    (out / "o.part.mp4").symlink_to("/dev/full")
     assert stream.main(arguments(tiny_engine, clip, out / "o.mp4")) == 1
     one_error(capsys.readouterr().err, "o.mp4", "No space left", "free space")
     assert list(out.iterdir()) == []
@@ -611,8 +612,8 @@ def test_a_second_ctrl_c_ends_a_source_that_stalls(
             threading.Timer(press, os.kill, (os.getpid(), signal.SIGINT)).start()
         time.sleep(60)
 
-    frames = stream.media.VideoFile.__iter__
-    monkeypatch.setattr(stream.media.VideoFile, "__iter__", stalling)
+    frames = VideoFile.__iter__
+    monkeypatch.setattr(VideoFile, "__iter__", stalling)
     start = time.monotonic()
     assert stream.main(arguments(tiny_engine, clip, out / "o.mp4")) == 130
     assert time.monotonic() - start < 45

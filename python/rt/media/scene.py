@@ -34,6 +34,7 @@ class MovingScene(VideoSource):
     def __init__(self, height: int, width: int, fps: float, seconds: float) -> None:
         assert min(height, width, fps, seconds) > 0
         self.height, self.width = height, width
+        self.remarks = []
         self.rate = Fraction(fps).limit_denominator(1001)
         self.time_base = 1 / self.rate
         self.frame_count: int = max(1, round(seconds * fps))
