@@ -56,7 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
     build.add_argument("--model", choices=sorted(PRESETS), default="tiny", help="dimensions")
     build.add_argument("--checkpoint", type=Path, help="folder of weights, or an engine")
+    build.add_argument("--base", type=Path, help="folder of what is not beside the checkpoint")
     build.add_argument("--seed", type=int, help="random weights instead")
+    build.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="PATH[:WEIGHT]", help="to merge"
+    )
+    build.add_argument(
+        "--latents", choices=("auto", "normalised", "raw"), default="auto", help="of the encoder"
+    )
     build.add_argument(
         "--backend", choices=sorted(BACKENDS), default="onnxruntime", help="what runs the engine"
     )
@@ -104,6 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("checkpoints/tiny"), help="folder of weights"
     )
     return parser
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """PATH or PATH:WEIGHT."""
+    path, _, weight = text.rpartition(":")
+    return (Path(path), float(weight)) if path else (Path(text), 1.0)
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -156,6 +169,9 @@ def _build(arguments: argparse.Namespace) -> int:
         sinks=arguments.sinks,
         checkpoint=arguments.checkpoint,
         seed=arguments.seed or 0,
+        base=arguments.base,
+        loras=tuple(arguments.lora),
+        latents=arguments.latents,
         compute_capability=arguments.compute_capability,
     )
     if (arguments.dry_run or arguments.keep == "none") and not backend.hollow:

@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
 
-from export import checkpoints, random_weights, tensorrt
+from export import checkpoints, lora, random_weights, tensorrt
 from export.backends import BACKENDS
+from export.given import Given, given_of, has_random_text
 from export.models.dit import Dit
+from export.models.presets import latents_of
 from export.options import Made, Options, Progress, Work
 from export.sources import Opened, from_files, from_modules
 from export.staging import replace, staged, write_whole
@@ -56,25 +58,23 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
     checkpoint = options.checkpoint
     if checkpoint is None and not backend.hollow:
         checkpoint = _random_checkpoint(options)
-    source = None if checkpoint is None else _engine_at(checkpoint)
-    if checkpoint is None:
-        digest = _digest_of_seed(options)
-    else:
-        digest = _digest_of_files(checkpoint) if source is None else source.weights_sha256
+    given = given_of(options, checkpoint)
+    options = given.options
+    digest = given.digest()
     key = _key(options, digest)
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / options.name
     with staged(options.out, options.name, key) as staging:
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
-        opened = _open(options, checkpoint, source, text=_random_text(options))
+        opened = _open(given, text=has_random_text(options))
         work = Work(options, opened, staging, TOLERANCE[options.precision])
         made = backend.make(work, progress)
-        if checkpoint is None and _random_text(options):
+        if checkpoint is None and has_random_text(options):
             checkpoints.make_tokenizer(staging / TOKENIZER)
-        elif (tokenizer := _tokenizer_of(checkpoint, source)) is not None:
+        elif (tokenizer := given.tokenizer()) is not None:
             write_whole(staging / TOKENIZER, [tokenizer.read_bytes()])
-        styles = _styles_of(checkpoint, source)
+        styles = given.styles()
         manifest = _manifest(options, key, digest, opened.chain, made, staging, styles)
         records.write(manifest, staging)
         if backend.runs_here():
@@ -87,41 +87,38 @@ def open_chain(options: Options) -> Opened:
     """The chain of a backend that takes its weights one by one, of a checkpoint or of a seed; with
     a text encoder of random weights, which a build that keeps nothing does not store.
     """
-    checkpoint = options.checkpoint
-    source = None if checkpoint is None else _engine_at(checkpoint)
-    return _open(options, checkpoint, source, text=True)
+    return _open(given_of(options, options.checkpoint), text=True)
 
 
 def trial_key(options: Options) -> str:
     """What decides whether something measured earlier is still true."""
-    checkpoint = options.checkpoint
-    return _key(
-        options, _digest_of_seed(options) if checkpoint is None else _digest_of_files(checkpoint)
-    )
+    given = given_of(options, options.checkpoint)
+    return _key(given.options, given.digest())
 
 
-def _open(
-    options: Options, checkpoint: Path | None, source: Manifest | None, *, text: bool
-) -> Opened:
+def _open(given: Given, *, text: bool) -> Opened:
     """The chain, and its weights: in modules, or in files where a backend takes them singly.
 
     `text`: whether random weights have a text encoder.
     """
+    options, files = given.options, given.files
     backend = BACKENDS[options.backend]
     config, size = options.config, (options.height, options.width)
-    fold_time = backend.fold_time
-    if checkpoint is None:
+    fold_time, loras = backend.fold_time, options.loras
+    if given.source is not None and given.engine is not None:
+        parts = parts_again(options, given.source, given.engine)
+    elif files is None:
         parts, dit, encoder = checkpoints.open_random(
             config, options.seed, *size, fold_time=fold_time, text=text
         )
         return from_files(wan_chain(config, parts, *size, options.frames), dit, encoder)
-    if source is None and backend.hollow:
-        parts, dit, encoder = checkpoints.open_parts(config, checkpoint, *size, fold_time=fold_time)
+    elif backend.hollow:
+        parts, dit, encoder = checkpoints.open_parts(
+            config, files, *size, fold_time=fold_time, loras=loras
+        )
         return from_files(wan_chain(config, parts, *size, options.frames), dit, encoder)
-    if source is None:
-        parts = checkpoints.load_parts(config, checkpoint, *size, fold_time=fold_time)
     else:
-        parts = parts_again(options, source, checkpoint)
+        parts = checkpoints.load_parts(config, files, *size, fold_time=fold_time, loras=loras)
     return from_modules(wan_chain(config, parts, *size, options.frames))
 
 
@@ -172,6 +169,10 @@ def exporter() -> str:
         "build",
         "checkpoints",
         "formats",
+        "containers",
+        "layout",
+        "given",
+        "lora",
     )
     sources = [here / f"{name}.py" for name in names] + sorted((here / "models").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
@@ -180,7 +181,8 @@ def exporter() -> str:
 
 def _key(options: Options, weights_sha256: str) -> str:
     facts = asdict(options)
-    del facts["out"], facts["checkpoint"], facts["seed"]
+    for name in ("out", "checkpoint", "seed", "base", "loras", "latents"):
+        del facts[name]
     facts |= {
         "schema": records.SCHEMA,
         "exporter": exporter(),
@@ -191,22 +193,6 @@ def _key(options: Options, weights_sha256: str) -> str:
         "sinks": options.pinned,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of_files(directory: Path) -> str:
-    """Hash of the names and contents of all files of a checkpoint (or of one file)."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file()) if directory.is_dir() else []
-    whole = hashlib.sha256()
-    for path in files or [directory]:
-        if not path.is_file():
-            raise ConfigError(f"checkpoint: got {directory}, expected an existing file or folder")
-        whole.update(f"{path.relative_to(directory)} {records.sha256_of(path)}\n".encode())
-    return whole.hexdigest()
-
-
-def _engine_at(path: Path) -> Manifest | None:
-    """The manifest of an engine, or None if `path` is a checkpoint."""
-    return records.read(path) if (path / records.FILE_NAME).is_file() else None
 
 
 def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
@@ -231,33 +217,8 @@ def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
         ) from None
     geometry = geometry_of(options.config, options.height, options.width)
     dit = Dit(options.config.dit, geometry.latent_height, geometry.latent_width)
-    checkpoints.fill_dit(dit, parts.dit.checkpoint())
+    checkpoints.fill_dit(dit, lora.merged(parts.dit.checkpoint(), options.loras))
     return replaced(parts, dit=dit)
-
-
-def _tokenizer_of(checkpoint: Path | None, source: Manifest | None) -> Path | None:
-    if checkpoint is None:
-        return None
-    if source is None:
-        return checkpoints.tokenizer_file(checkpoint)
-    return checkpoint / source.text.tokenizer if source.text.tokenizer else None
-
-
-def _styles_of(checkpoint: Path | None, source: Manifest | None) -> tuple[str, ...]:
-    if source is not None:
-        return source.text.styles
-    return () if checkpoint is None else checkpoints.styles_of(checkpoint)
-
-
-def _random_text(options: Options) -> bool:
-    """Whether random weights have a text encoder; that of Wan takes 11 GB and encodes nothing."""
-    return options.config.text.vocabulary <= random_weights.VOCABULARY
-
-
-def _digest_of_seed(options: Options) -> str:
-    """Hash of the code that makes random weights, of the model and of the seed."""
-    maker = Path(random_weights.__file__).read_bytes()
-    return hashlib.sha256(maker + repr((options.config, options.seed)).encode()).hexdigest()
 
 
 def _random_checkpoint(options: Options) -> Path:
@@ -325,6 +286,7 @@ def _manifest(
         key=key,
         max_batch=options.max_batch,
         geometry=geometry_of(config, options.height, options.width),
+        latents=latents_of(config),
         attention=records.Attention(
             blocks=dit.blocks,
             heads=dit.heads,

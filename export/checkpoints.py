@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export import formats, random_weights
+from export import formats, lora, random_weights
 from export.formats import Checkpoint, Part, State, listed
+from export.layout import Files
 from export.models import taehv, vae
 from export.models.dit import Dit, checkpoint_shapes
 from export.models.presets import DitConfig, ModelConfig, TaehvConfig, TextConfig, VaeConfig
@@ -37,44 +38,58 @@ __all__ = [
     "make_tokenizer",
     "open_parts",
     "open_random",
-    "tokenizer_file",
     "write_random",
 ]
 
 VAE_STRIDE = 8
+TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""In which weights may be stored."""
+Loras = Sequence[tuple[Path, float]]
+"""Files and their weights, added in this order."""
 HEAD_DIM, TEXT_LENGTH = 128, 512
 """Of every published Wan 2.1; a file of weights does not say, a config.json beside it may."""
 
 
 def load_parts(
-    config: ModelConfig, checkpoint: Path, height: int, width: int, *, fold_time: bool = True
+    config: ModelConfig,
+    files: Files,
+    height: int,
+    width: int,
+    *,
+    fold_time: bool = True,
+    loras: Loras = (),
 ) -> Parts:
     """The modules of `config` with their weights, for pictures of `height` x `width` pixels.
 
-    `checkpoint` is a folder in the layout of the original Wan release, or a file of DiT weights in
-    such a folder. The text encoder is optional. `fold_time`: as `WanVae`. Raises CheckpointError.
+    The text encoder is optional. `fold_time`: as `WanVae`. Raises CheckpointError.
     """
     dit = Dit(config.dit, height // VAE_STRIDE, width // VAE_STRIDE)
-    fill_dit(dit, load_dit(checkpoint, config.dit)[0])
+    fill_dit(dit, lora.merged(load_dit(files.dit, config.dit)[0], loras))
     text = None
-    if (file := _text_file(checkpoint)) is not None:
+    if files.text is not None:
         text = TextEncoder(config.text, config.dit.text_length)
-        fill(text, load_text(file, config.text))
-    return Parts(dit, text, _autoencoder(config, checkpoint, fold_time))
+        fill(text, load_text(files.text, config.text))
+    return Parts(dit, text, _autoencoder(config, files, fold_time))
 
 
 def open_parts(
-    config: ModelConfig, checkpoint: Path, height: int, width: int, *, fold_time: bool = True
+    config: ModelConfig,
+    files: Files,
+    height: int,
+    width: int,
+    *,
+    fold_time: bool = True,
+    loras: Loras = (),
 ) -> tuple[Parts, Named, Named]:
     """As `load_parts`, but the DiT and the text encoder are without values, which come beside them
     as mapped tensors by their original names.
     """
     dit = hollow_dit(config, height // VAE_STRIDE, width // VAE_STRIDE)
-    state = load_dit(checkpoint, config.dit)[0]
+    state = lora.merged(load_dit(files.dit, config.dit)[0], loras)
     text, said = None, State()
-    if (file := _text_file(checkpoint)) is not None:
-        text, said = hollow_text(config), load_text(file, config.text)
-    parts = Parts(dit, text, _autoencoder(config, checkpoint, fold_time))
+    if files.text is not None:
+        text, said = hollow_text(config), load_text(files.text, config.text)
+    parts = Parts(dit, text, _autoencoder(config, files, fold_time))
     return parts, lambda name, _: state[name], lambda name, _: said[name]
 
 
@@ -97,42 +112,36 @@ def open_random(
     )
 
 
-def _text_file(checkpoint: Path) -> Path | None:
-    return next(iter(sorted(_folder(checkpoint).glob(formats.TEXT_FILES))), None)
-
-
-def _autoencoder(
-    config: ModelConfig, checkpoint: Path, fold_time: bool
-) -> vae.WanVae | taehv.Taehv:
-    folder = _folder(checkpoint)
+def _autoencoder(config: ModelConfig, files: Files, fold_time: bool) -> vae.WanVae | taehv.Taehv:
     if isinstance(config.vae, VaeConfig):
         autoencoder = vae.WanVae(config.vae, fold_time)
-        fill(autoencoder, load_vae(folder / formats.VAE_FILE, config.vae))
+        fill(autoencoder, load_vae(_found(files, files.vae, formats.VAE_FILE), config.vae))
         return autoencoder
     small = taehv.Taehv(config.vae)
-    fill(small, load_taehv(folder / formats.TAEHV_FILE, config.vae))
+    fill(small, load_taehv(_found(files, files.taehv, formats.TAEHV_FILE), config.vae))
     return small
 
 
-def tokenizer_file(checkpoint: Path) -> Path | None:
-    """The tokenizer.json that belongs to a checkpoint, if there is one."""
-    file = _folder(checkpoint) / formats.TOKENIZER_FILE
-    return file if file.is_file() else None
+def _found(files: Files, path: Path | None, name: str) -> Path:
+    if path is None:
+        raise CheckpointError(
+            f"{files.dit}: no {name} beside it; give the folder that has one with --base"
+        )
+    return path
 
 
-def styles_of(checkpoint: Path) -> tuple[str, ...]:
+def styles_of(files: Files) -> tuple[str, ...]:
     """The names of the styles that a checkpoint is limited to; none for a model that reads any
     text. Raises CheckpointError.
     """
-    file = _folder(checkpoint) / formats.STYLES_FILE
-    if not file.is_file():
+    if files.styles is None:
         return ()
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(files.styles.read_bytes())
     except ValueError as error:
-        raise CheckpointError(f"{file}: {error}; expected a JSON list of names") from None
+        raise CheckpointError(f"{files.styles}: {error}; expected a JSON list of names") from None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise CheckpointError(f"{file}: got {found!r}, expected a JSON list of names")
+        raise CheckpointError(f"{files.styles}: got {found!r}, expected a JSON list of names")
     return tuple(found)
 
 
@@ -221,8 +230,9 @@ def check(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Sequen
     ]
     if misshapen:
         problems.append(f"{len(misshapen)} misshapen ({listed(misshapen)})")
-    if foreign := [name for name in shared if not state[name].is_floating_point()]:
-        problems.append(f"{len(foreign)} of a type that is not floating point ({listed(foreign)})")
+    if foreign := [name for name in shared if state[name].dtype not in TYPES]:
+        types = ", ".join(sorted({str(state[n].dtype).removeprefix("torch.") for n in foreign}))
+        problems.append(f"{len(foreign)} of type {types} and no wider float ({listed(foreign)})")
     if problems:
         raise CheckpointError(f"{path}: {'; '.join(problems)}")
 
@@ -246,7 +256,7 @@ def _dimensions(path: Path, state: Mapping[str, Tensor]) -> DitConfig:
         raise CheckpointError(f"{path}: {len(missing)} missing ({listed(missing)})")
     width, channels = state["patch_embedding.weight"].shape[:2]
     said = _config_beside(path)
-    heads = said.get("num_heads", width // HEAD_DIM)
+    heads = said.get("num_heads", said.get("num_attention_heads", width // HEAD_DIM))
     found = {
         "dim": width,
         "ffn_dim": state["blocks.0.ffn.0.weight"].shape[0],
@@ -276,7 +286,7 @@ def _dimensions(path: Path, state: Mapping[str, Tensor]) -> DitConfig:
 
 def _config_beside(path: Path) -> dict[str, int]:
     """The whole numbers of a Wan config.json in the folder of the weights; {} without one."""
-    file = _folder(path) / formats.CONFIG_FILE
+    file = (path if path.is_dir() else path.parent) / formats.CONFIG_FILE
     if not file.is_file():
         return {}
     try:
@@ -286,7 +296,3 @@ def _config_beside(path: Path) -> dict[str, int]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: expected an object, got {type(content).__name__}")
     return {key: value for key, value in content.items() if type(value) is int}
-
-
-def _folder(checkpoint: Path) -> Path:
-    return checkpoint if checkpoint.is_dir() else checkpoint.parent

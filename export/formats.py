@@ -1,26 +1,20 @@
-"""Formats of weights files: containers, wrappers of training code, naming schemes, told by content.
+"""Formats of weights files: wrappers of training code and naming schemes, told by content.
 
-Reads every format in circulation into tensors under the original names. Runs no code from a file;
-whether the tensors fit a model is the business of `export.checkpoints`. Tensors stay memory-mapped
-in their stored type.
+Reads every format in circulation into tensors under the original names; whether they fit a model is
+the business of `export.checkpoints`. Tensors stay memory-mapped in their stored type.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from export.containers import open_file
 from export.models.vae import diffusers_to_original
 from rt.errors import CheckpointError
 
@@ -29,6 +23,8 @@ State = dict[str, Tensor]
 """Tensors by name."""
 
 DIT_FILES = "diffusion_pytorch_model*.safetensors"
+SHARDS = (DIT_FILES, "model*.safetensors")
+"""Names of the files of a folder that is one checkpoint: of diffusers and Wan, of transformers."""
 TEXT_FILES = "models_t5_umt5*"
 VAE_FILE = "Wan2.1_VAE.pth"
 TAEHV_FILE = "taew2_1.pth"
@@ -37,24 +33,9 @@ CONFIG_FILE = "config.json"
 STYLES_FILE = "styles.json"
 """Our own: the names of the only styles that a small model knows, as a JSON list."""
 
-_WRAPPERS = ("generator", "generator_ema", "state_dict")
+_WRAPPERS = ("generator", "generator_ema", "generator_lora", "state_dict")
 """Under what training code stores the weights, in order of preference; may be nested."""
 _PREFIXES = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.|^model\.")
-_PICKLE = b"\x80"
-_DAMAGE = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    struct.error,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
-"""What the readers of the formats raise for a file that is cut, corrupt or holds code."""
 _NAMED = 4
 """How many names a message spells out before it counts the rest."""
 
@@ -183,51 +164,49 @@ def read(path: Path) -> Checkpoint:
 
     Raises CheckpointError for what cannot be read, is not only tensors, or is of no known family.
     """
-    files = sorted(path.glob(DIT_FILES)) if path.is_dir() else [path]
-    if not files:
-        raise CheckpointError(f"{path}: no {DIT_FILES} in this folder")
-    state: State = {}
-    for file in files:
-        tensors = _unwrapped(file, _open(file))
-        if state.keys() & tensors.keys():
-            raise CheckpointError(f"{file}: repeats {listed(state.keys() & tensors.keys())}")
-        state |= tensors
+    state = tensors_of(path)
     for family in FAMILIES:
         if state.keys() >= set(family.marks):
             return Checkpoint(path, family, family.rename(state))
+    likely = max(FAMILIES, key=lambda family: len(state.keys() & set(family.marks)))
+    if (missing := set(likely.marks) - state.keys()) != set(likely.marks):
+        raise CheckpointError(f"{path}: {likely.name}, {len(missing)} missing ({listed(missing)})")
     names = ", ".join(family.name for family in FAMILIES)
     raise CheckpointError(f"{path}: holds {len(state)} tensors ({listed(state)}), none of: {names}")
 
 
-def tensor_shapes(module: nn.Module) -> dict[str, torch.Size]:
+def tensors_of(path: Path) -> State:
+    """The tensors of a file, or of all shards of a folder, as they are named there but for the
+    wrappers of training code. Raises CheckpointError.
+    """
+    state: State = {}
+    for file in files_of(path):
+        tensors = _unwrapped(file, open_file(file))
+        if state.keys() & tensors.keys():
+            raise CheckpointError(f"{file}: repeats {listed(state.keys() & tensors.keys())}")
+        state |= tensors
+    return state
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files of a folder that is one checkpoint, none of which is absent; a file is its own."""
+    if not folder.is_dir():
+        return [folder]
+    files = next((found for name in SHARDS if (found := sorted(folder.glob(name)))), [])
+    if not files:
+        raise CheckpointError(f"{folder}: no {' or '.join(SHARDS)} in this folder")
+    for file in files:
+        if numbered := re.fullmatch(r"(.+-)\d+(-of-(\d+)\.safetensors)", file.name):
+            for number in range(1, int(numbered[3]) + 1):
+                shard = f"{numbered[1]}{number:05}{numbered[2]}"
+                if not (folder / shard).is_file():
+                    raise CheckpointError(f"{folder}: shard {shard} is missing")
+    return files
+
+
+def tensor_shapes(module: nn.Module) -> dict[str, Size]:
     """Every tensor that a module keeps in a file."""
     return {name: tensor.shape for name, tensor in module.state_dict().items()}
-
-
-def _open(path: Path) -> object:
-    """The content of a file, memory-mapped where its format allows; told by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:] == b"{":
-            with safe_open(path, framework="pt") as tensors:
-                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        zipped = zipfile.is_zipfile(path)
-        if not zipped and not start.startswith(_PICKLE):
-            raise CheckpointError(f"{path}: truncated or not a weights file")
-        with warnings.catch_warnings():  # about the age of a pickle
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
-    except _DAMAGE as error:
-        said = str(error)
-        if code := re.search(r"Unsupported (?:global|class): GLOBAL (\S+)", said):
-            raise CheckpointError(f"{path}: holds more than tensors, refused ({code[1]})") from None
-        if isinstance(error, pickle.UnpicklingError):
-            said = "its pickle does not hold tensors alone"  # torch's words advise to run it
-        detail = said.splitlines()[0] if said else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or not a weights file ({detail})") from None
 
 
 def _unwrapped(path: Path, content: object) -> State:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from export.models.presets import ModelConfig
 from export.sources import Opened
 from rt.manifest import Plan
+
+Latents = Literal["auto", "normalised", "raw"]
+"""What the encoder gives to the DiT: by the folder of the checkpoint, or as said."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done now, the number of steps done, and the number of all steps."""
@@ -20,7 +24,8 @@ class Options:
 
     `checkpoint` is a folder of weights, or an engine whose weights are used again. None means
     seeded random weights, written to `checkpoints` beside `out`. `compute_capability` is of the
-    GPUs that a compiled plan is for, e.g. ("8.9",).
+    GPUs that a compiled plan is for, e.g. ("8.9",). `base` is a folder that has what is not beside
+    the DiT (VAE, text encoder, tokenizer). `loras` are files and weights, merged into the DiT.
     """
 
     config: ModelConfig
@@ -36,6 +41,9 @@ class Options:
     checkpoint: Path | None = None
     seed: int = 0
     compute_capability: tuple[str, ...] = ()
+    base: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
+    latents: Latents = "auto"
 
     @property
     def frames(self) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from export import weights
 from export.backends import BACKENDS
-from export.models.presets import ModelConfig
+from export.models.presets import ModelConfig, with_latents
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from rt import backends
 from rt.backends.base import Engine
@@ -85,6 +85,7 @@ def _parts_and_chain(
     manifest: Manifest, directory: Path, config: ModelConfig, fold_time: bool
 ) -> tuple[Parts, Chain]:
     geometry = manifest.geometry
+    config = with_latents(config, manifest.latents)
     text = any(unit.kind == "text" for unit in manifest.prompt)
     parts = parts_of(config, geometry.height, geometry.width, text=text, fold_time=fold_time)
     chain = wan_chain(config, parts, geometry.height, geometry.width, manifest.window.frames)

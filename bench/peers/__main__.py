@@ -25,8 +25,7 @@ from bench.peers import model, reference, streams
 from bench.peers.ours import OurDit, OurVae, Units
 from bench.table import Row, publish
 from export.formats import diffusers_to_original
-from export.models.presets import PRESETS
-from export.models.vae import LATENT_MEAN, LATENT_STD
+from export.models.presets import PRESETS, WAN_LATENTS
 from rt import Pipeline, devices
 from rt.frame import Array
 from rt.manifest import Manifest
@@ -124,8 +123,8 @@ class Diffusers:
         self._vae.clear_cache()
         self._kind = kind
         shape = (1, vae.latent_channels, 1, 1, 1)
-        self._mean = torch.tensor(LATENT_MEAN).view(shape)
-        self._std = torch.tensor(LATENT_STD).view(shape)
+        self._mean = torch.tensor(WAN_LATENTS.mean).view(shape)
+        self._std = torch.tensor(WAN_LATENTS.std).view(shape)
         self._first = True
 
     def __call__(self, value: Array) -> Array:

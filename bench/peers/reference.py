@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from export.formats import State
-from export.models.presets import DitConfig, Sampling, VaeConfig
-from export.models.vae import LATENT_MEAN, LATENT_STD
+from export.models.presets import WAN_LATENTS, DitConfig, Sampling, VaeConfig
 
 LONGEST = 32760
 """Tokens of the longest sequence, as its wrapper passes it."""
@@ -118,7 +117,7 @@ class ReferenceVae:
             )
         model.load_state_dict(weights, strict=True, assign=True)
         self._model: Any = model.eval().requires_grad_(False)
-        self._scale = [torch.tensor(LATENT_MEAN), 1 / torch.tensor(LATENT_STD)]
+        self._scale = [torch.tensor(WAN_LATENTS.mean), 1 / torch.tensor(WAN_LATENTS.std)]
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[1, 3, T, H, W] in [-1, 1] -> normalised latents [1, C, t, h, w]."""

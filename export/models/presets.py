@@ -9,6 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from rt.manifest import Latents
+
+WAN_LATENTS = Latents(
+    mean=(
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    ),
+    std=(
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    ),
+    encode=True,
+    decode=True,
+)  # fmt: skip
+"""Per channel, as published with Wan 2.1 (configuration of its VAE)."""
+NO_LATENTS = Latents(mean=(), std=(), encode=False, decode=False)
+"""Of a VAE whose latents are those of the DiT."""
+
 
 @dataclass(frozen=True, slots=True)
 class DitConfig:
@@ -42,6 +60,7 @@ class VaeConfig:
     residual_blocks: int = 2
     latent_channels: int = 16
     time_halved: tuple[bool, ...] = (False, True, True)
+    latents: Latents = WAN_LATENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +166,15 @@ PRESETS = _MODELS | {
     for name in ("wan-1.3b", "wan-14b")
 }
 """Models by name; `-taehv` has the small VAE in the place of Wan's."""
+
+
+def latents_of(config: ModelConfig) -> Latents:
+    """Statistics between the VAE of a model and its DiT."""
+    return config.vae.latents if isinstance(config.vae, VaeConfig) else NO_LATENTS
+
+
+def with_latents(config: ModelConfig, latents: Latents) -> ModelConfig:
+    """The model with other statistics; a TAEHV has none to change."""
+    if not isinstance(config.vae, VaeConfig):
+        return config
+    return replace(config, vae=replace(config.vae, latents=latents))

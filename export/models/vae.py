@@ -25,17 +25,6 @@ from export.models.vae_layers import (
     kept,
 )
 
-# Per-channel statistics of Wan 2.1 latents, as published with the model (configuration of its VAE).
-LATENT_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-LATENT_STD = (
-    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
-)  # fmt: skip
-
-
 # diffusers' names -> the original ones, applied in this order; the decoder's levels are handled
 # apart.
 DIFFUSERS_NAMES = (
@@ -111,21 +100,12 @@ def head(width: int, target: int, fold_time: bool) -> nn.Sequential:
 
 
 class WanVae(nn.Module):
-    """Weights of the Wan 2.1 VAE under the original names.
+    """Weights of the Wan 2.1 VAE under the original names."""
 
-    `normalise_encode`, `normalise_decode`: whether latents outside are `(z - mean) / std` of the
-    model's own ones; which of them holds belongs to the family of the checkpoint.
-    """
-
-    def __init__(
-        self, config: VaeConfig, fold_time: bool = False,
-        normalise_encode: bool = True, normalise_decode: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: VaeConfig, fold_time: bool = False) -> None:
         super().__init__()
         channels = config.latent_channels
         self.config = config
-        self.normalise_encode = normalise_encode
-        self.normalise_decode = normalise_decode
         self.encoder = Encoder(config, fold_time)
         self.conv1 = CausalConv3d(2 * channels, 2 * channels, (1, 1, 1), fold_time=fold_time)
         self.conv2 = CausalConv3d(channels, channels, (1, 1, 1), fold_time=fold_time)
@@ -214,7 +194,7 @@ def encoder_pieces(model: WanVae) -> list[Piece]:
     """The encoder in order: pixels `[1, 3, 1 | 4, H, W]` -> latent `[1, 16, 1, H/8, W/8]`."""
     encoder = model.encoder
     affine: nn.Module = nn.Identity()
-    if model.normalise_encode:
+    if model.config.latents.encode:
         mean, std = latent_statistics(model)
         affine = Affine(1 / std, -mean / std)
     layers: list[tuple[str, Layer]] = [("encoder.conv1", EncoderInput(encoder.conv1))]
@@ -231,7 +211,7 @@ def decoder_pieces(model: WanVae) -> list[Piece]:
     """
     decoder = model.decoder
     affine: nn.Module = nn.Identity()
-    if model.normalise_decode:
+    if model.config.latents.decode:
         mean, std = latent_statistics(model)
         affine = Affine(std, mean)
     first = DecoderInput(affine, model.conv2, decoder.conv1)
@@ -250,9 +230,9 @@ def named_layers(path: str, layers: nn.Sequential) -> list[tuple[str, Layer]]:
 
 def latent_statistics(model: WanVae) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per latent channel, on the device of the weights."""
-    channels = model.config.latent_channels
+    latents, channels = model.config.latents, model.config.latent_channels
     weight = model.conv2.weight
-    mean, std = (weight.new_tensor(v[:channels]) for v in (LATENT_MEAN, LATENT_STD))
+    mean, std = (weight.new_tensor(v[:channels]) for v in (latents.mean, latents.std))
     return mean, std
 
 

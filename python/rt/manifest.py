@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import EngineMismatch, EngineMissing
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
 DIGEST_NAME = "manifest.sha256"
 
@@ -104,6 +104,19 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Latents:
+    """Statistics per channel between the VAE's own z and the latents of the DiT, as they are inside
+    the plans: latent = (z - mean) / std where `encode`, z = clean * std + mean where `decode`.
+    Empty for a VAE that has none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    encode: bool
+    decode: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """Shape of the rings and the rotary embedding. `rope_time_pairs` leading complex pairs of a
     head rotate with time.
@@ -182,6 +195,7 @@ class Manifest:
     key: str
     max_batch: int
     geometry: Geometry
+    latents: Latents
     attention: Attention
     window: Window
     noise: Noise

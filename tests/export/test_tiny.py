@@ -15,6 +15,7 @@ from micro_engine import MICRO, SIZE, build_micro, micro_options
 from torch import Tensor
 
 from export import build, checkpoints
+from export.layout import find
 from export.models.dit import Dit
 from export.models.pieces import Piece, PieceRun
 from export.models.taehv import Taehv, decoder_pieces, encoder_pieces
@@ -199,10 +200,10 @@ def test_the_exported_weights_load_strictly(tmp_path: Path) -> None:
     random_start(vae, 0)
     model = denoiser.Denoiser(config, 0)
     checkpoint.write(tmp_path, model, vae)
-    parts = checkpoints.load_parts(config, tmp_path, SIZE, SIZE)
+    parts = checkpoints.load_parts(config, find(tmp_path), SIZE, SIZE)
     assert parts.text is not None
-    assert checkpoints.styles_of(tmp_path) == tuple(STYLES)
-    assert checkpoints.tokenizer_file(tmp_path) is not None
+    assert checkpoints.styles_of(find(tmp_path)) == tuple(STYLES)
+    assert find(tmp_path).tokenizer is not None
     for tensor in parts.dit.checkpoint().values():
         assert torch.equal(tensor, tensor.half().float())
 
@@ -222,7 +223,7 @@ def test_the_styles_of_a_checkpoint_stay_with_its_engines(tmp_path: Path) -> Non
 def test_a_list_of_styles_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "styles.json").write_text(text)
     with pytest.raises(CheckpointError, match="expected a JSON list of names"):
-        checkpoints.styles_of(tmp_path)
+        checkpoints.styles_of(find(tmp_path))
 
 
 def test_an_engine_gives_its_weights_to_another_one(tmp_path: Path) -> None:

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from export.models.pieces import Piece, cut_by_flop
-from export.models.presets import VaeConfig
+from export.models.presets import WAN_LATENTS, VaeConfig
 from export.models.vae import (
-    LATENT_MEAN,
-    LATENT_STD,
     WanVae,
     decoder_pieces,
     diffusers_to_original,
@@ -58,13 +56,13 @@ def pixel_chunks(video: Tensor) -> list[Tensor]:
 
 
 def statistics() -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (LATENT_MEAN, LATENT_STD))
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (WAN_LATENTS.mean, WAN_LATENTS.std))
     return mean, std
 
 
 def test_statistics_are_those_of_diffusers(oracle: AutoencoderKLWan) -> None:
-    assert list(LATENT_MEAN) == oracle.config.latents_mean
-    assert list(LATENT_STD) == oracle.config.latents_std
+    assert list(WAN_LATENTS.mean) == oracle.config.latents_mean
+    assert list(WAN_LATENTS.std) == oracle.config.latents_std
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])

@@ -10,6 +10,7 @@ import pytest
 from micro_engine import MICRO, SIZE
 
 from export import checkpoints, verify
+from export.layout import find
 from export.units import wan_chain
 from rt import manifest as records
 from rt.errors import Error
@@ -19,7 +20,7 @@ def test_every_plan_equals_the_unit_loaded_from_the_checkpoint(tiny_engine: Path
     """Law 3, against the weights themselves: no weight has landed in another unit's place."""
     manifest = records.read(tiny_engine)
     checkpoint = next((tiny_engine.parents[1] / "checkpoints").glob("micro-random-0-*"))
-    parts = checkpoints.load_parts(MICRO, checkpoint, SIZE, SIZE)
+    parts = checkpoints.load_parts(MICRO, find(checkpoint), SIZE, SIZE)
     chain = wan_chain(MICRO, parts, SIZE, SIZE, manifest.window.frames)
     found = verify.verify(manifest, tiny_engine, chain.units)
     assert {d.unit for d in found} == {u.name for u in (*manifest.prompt, *manifest.chain)}
