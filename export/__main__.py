@@ -1,4 +1,6 @@
-"""The exporter's command line: build-engines, verify, list, inspect, train-tiny."""
+"""The exporter's command line: build-engines, verify, list, inspect, fetch, encode-prompt,
+train-tiny.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from export import prepare
 from rt import manifest as records
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
@@ -99,8 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = _command(commands, "list", _list, "the engines in a folder")
     listing.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
 
-    inspect = _command(commands, "inspect", _inspect, "what an engine or a weights file is")
-    inspect.add_argument("path", type=Path, metavar="PATH", help="folder or file")
+    prepare.add_to(commands, _command)
 
     train = _command(commands, "train-tiny", _train, "the demonstration model, from nothing")
     train.add_argument("--minutes", type=float, default=120, help="then stop; a later call goes on")
@@ -308,50 +310,6 @@ def _list(arguments: argparse.Namespace) -> int:
         )
     Console().print(table)
     return 0
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
-    path: Path = arguments.path
-    if not path.exists():
-        raise ConfigError(f"PATH: got {path}, expected an engine folder or a weights file")
-    if (path / records.FILE_NAME).is_file():
-        _print_engine(_read(path), path)
-        return 0
-    from export import checkpoints
-
-    print(checkpoints.describe(path))
-    return 0
-
-
-def _print_engine(manifest: Manifest, directory: Path) -> None:
-    geometry, window = manifest.geometry, manifest.window
-    print(f"{directory}: {manifest.model}, {manifest.backend} ({manifest.library})")
-    print(
-        f"  {geometry.width}x{geometry.height} pixels, {geometry.tokens_per_frame} tokens a frame, "
-        f"window {window.frames}, sinks {window.sinks}, {manifest.precision}, "
-        f"up to {manifest.max_batch} rows"
-    )
-    print(f"  exporter {manifest.exporter}, key {manifest.key[:12]}")
-    for file in manifest.weights:
-        print(f"  {file.file}: {file.bytes / 1e6:.1f} MB, sha256 {file.sha256[:12]}")
-    shown: dict[tuple[str, str], str] = {}
-    for unit in _units(manifest):
-        for phase, plan in unit.plans.items():
-            line = f"{unit.name:<12} {phase:<5} {plan.flop / 1e6:10.1f} MFLOP"
-            line += f" {plan.bytes / 1e6:9.2f} MB  graph {plan.graph_sha256[:8]}"
-            first = shown.setdefault((unit.kind, plan.graph_sha256), f"{unit.name} {phase}")
-            if first != f"{unit.name} {phase}":
-                print(f"{line}  as {first}")
-                continue
-            print(line)
-            print(f"    in    {_shapes((b.name, b.shape) for b in plan.inputs)}")
-            print(f"    out   {_shapes((b.name, b.shape) for b in plan.outputs)}")
-            for state in plan.state:
-                print(f"    state {_shapes([(state.input, state.shape)])} {state.mode}")
-
-
-def _shapes(values: Iterable[tuple[str, tuple[records.Dimension, ...]]]) -> str:
-    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in values)
 
 
 def _units(manifest: Manifest) -> tuple[Unit, ...]:

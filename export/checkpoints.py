@@ -27,7 +27,7 @@ from rt.errors import CheckpointError
 
 __all__ = [
     "check",
-    "describe",
+    "dimensions",
     "fill",
     "fill_dit",
     "load_dit",
@@ -145,20 +145,6 @@ def styles_of(files: Files) -> tuple[str, ...]:
     return tuple(found)
 
 
-def describe(path: Path) -> str:
-    """One line about a file or folder of weights: family, tensors, parameters, stored types."""
-    found = formats.read(path)
-    tensors = found.state.values()
-    parameters = sum(tensor.numel() for tensor in tensors)
-    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
-    size = f"{len(found.state)} tensors, {parameters:,} parameters, {types}"
-    text = f"{path}: {found.family.name}, {size}"
-    if found.family.part == "dit":
-        c = _dimensions(path, found.state)
-        text += f", width {c.width}, {c.blocks} blocks, {c.heads} heads, feed-forward {c.ffn}"
-    return text
-
-
 def load_dit(path: Path, config: DitConfig | None = None) -> tuple[State, DitConfig]:
     """Weights of a DiT, every tensor of it and nothing else, and its dimensions.
 
@@ -167,7 +153,7 @@ def load_dit(path: Path, config: DitConfig | None = None) -> tuple[State, DitCon
     """
     state = _read_part(path, "dit").state
     if config is None:
-        config = _dimensions(path, state)
+        config = dimensions(path, state)
     check(path, state, checkpoint_shapes(config))
     return state, config
 
@@ -244,7 +230,7 @@ def _read_part(path: Path, part: Part) -> Checkpoint:
     return found
 
 
-def _dimensions(path: Path, state: Mapping[str, Tensor]) -> DitConfig:
+def dimensions(path: Path, state: Mapping[str, Tensor]) -> DitConfig:
     """DitConfig of the tensors; heads and text length from config.json, or as published."""
     needed = (
         "patch_embedding.weight",

@@ -36,6 +36,7 @@ LIBRARIES = {
     "onnxruntime": {"backends/onnxruntime.py"},
     "av": {str(path.relative_to(RT)) for path in (RT / "media").glob("*.py")},
     "tokenizers": {"prompt.py"},
+    "safetensors": {"prompt.py"},
     "torch": {"backends/inductor.py"},
     "tensorrt": {"backends/tensorrt.py"},
     "cupy": {"devices.py", "backends/tensorrt.py"},

@@ -40,8 +40,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"where it goes: {_literal(media.OUTPUTS)}; files end in {endings}",
     )
     _add_input_facts(p)
-    p.add_argument(
-        "--prompt", required=True, metavar="TEXT", help="what the video should look like"
+    style = p.add_mutually_exclusive_group(required=True)
+    style.add_argument("--prompt", metavar="TEXT", help="what the video should look like")
+    style.add_argument(
+        "--prompt-embedding", type=Path, metavar="FILE", help="the same, as encode-prompt wrote it"
     )
     p.add_argument(
         "--engines",
@@ -160,7 +162,7 @@ def session_config(options: argparse.Namespace, live: bool = False) -> SessionCo
     if slo_ms is None and (options.realtime or live):
         slo_ms = DEFAULT_SLO_MS
     return SessionConfig(
-        prompt=options.prompt,
+        prompt=options.prompt if options.prompt is not None else options.prompt_embedding,
         slo=None if slo_ms is None else SLO(fps=None, latency_ms=slo_ms),
         seed=options.seed,
         steps=options.steps,

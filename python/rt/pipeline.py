@@ -15,7 +15,7 @@ from typing import Any, Self
 from . import costfile, placement
 from . import devices as device_names
 from . import manifest as manifests
-from .config import SessionConfig
+from .config import Prompt, SessionConfig
 from .cost import timetable
 from .devices import Device
 from .errors import AdmissionRefused, ConfigError, EngineMismatch
@@ -138,6 +138,10 @@ class Pipeline:
             )
         except EngineMismatch as error:
             raise EngineMismatch(f"{error}; mend it with: {manifest.rebuild_command()}") from error
+
+    def example_prompt(self) -> Prompt:
+        """Any prompt that these engines can encode. Raises ConfigError where there is none."""
+        return self._prompts.example()
 
     def session(self, prompt: Any, **options: Any) -> Session:
         """Lease a seat for one video. Options are the fields of `SessionConfig`.

@@ -1,9 +1,10 @@
 """Prompts -> embeddings -> the context that every chunk carries. Runs the units `text` and
-`prompt_in` of an engine.
+`prompt_in` of an engine; without `text`, prompts are files that `encode-prompt` wrote.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from . import backends
 from .config import Prompt
@@ -22,6 +24,13 @@ from .work import PromptContext
 
 Embeddings = NDArray[np.float32]
 """[1, L, E], rows of padding are 0."""
+
+EMBEDDINGS = "embeddings"
+"""The tensor of a file of embeddings: float32 [tokens, E]. Its header says prompt, encoder,
+tokenizer_sha256, and sha256 of the tensor's bytes.
+"""
+FOLDER = "prompts"
+"""Beside a manifest: files of embeddings that stand for their texts."""
 
 
 def unknown_style(text: str, styles: Sequence[str]) -> tuple[str, ...]:
@@ -42,6 +51,7 @@ class PromptEncoder:
             u.kind: u for u in manifest.prompt if u.kind in ("text", "prompt_in")
         }
         self._text = manifest.text
+        self._known = _known(directory / FOLDER)
         self._text_lock = threading.Lock()
         self._context_lock = threading.Lock()
         self._versions = itertools.count()
@@ -94,12 +104,20 @@ class PromptEncoder:
             self._prompt_in()
             return PromptContext(next(self._versions), self._context.copy())
 
+    def example(self) -> Prompt:
+        """Any prompt that this engine can encode. Raises ConfigError for one that has none."""
+        if self._tokenizer is not None:
+            return "warm-up"
+        if not self._known:
+            raise ConfigError(_UNKNOWN)
+        return next(iter(self._known.values()))
+
     def _embed_text(self, text: str) -> tuple[Embeddings, tuple[str, ...]]:
         if self._tokenizer is None:
-            raise ConfigError(
-                "prompt: got a text, but this engine has no text unit; "
-                f"pass a .npy file of embeddings, float32 [tokens, {self._text.width}]"
-            )
+            if text in self._known:
+                return self._read(self._known[text]), ()
+            known = f" (there are: {', '.join(map(repr, self._known))})" if self._known else ""
+            raise ConfigError(_UNKNOWN + known)
         ids: Sequence[int] = self._tokenizer.encode(text).ids
         length = self._text.length
         remarks = unknown_style(text, self._text.styles)
@@ -117,22 +135,55 @@ class PromptEncoder:
             return self._encoded.copy(), remarks
 
     def _read(self, path: Path) -> Embeddings:
-        """Prompt embeddings from a .npy file: float32 [tokens, E]."""
+        """Prompt embeddings from a file."""
         length, width = self._text.length, self._text.width
-        expected = f"a .npy file with floats [tokens <= {length}, {width}]"
+        expected = (
+            f"a file of encode-prompt with {EMBEDDINGS} float32 [tokens <= {length}, {width}]"
+        )
         try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            with safe_open(path, framework="np") as file:
+                about = file.metadata() or {}
+                array = file.get_tensor(EMBEDDINGS)
+        except (OSError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"prompt: {path} is unreadable ({reason}), expected {expected}"
             ) from None
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise ConfigError(f"prompt: {path} holds no array of floats, expected {expected}")
-        if array.ndim != 2 or array.shape[1] != width or array.shape[0] > length:
-            raise ConfigError(f"prompt: {path} holds {list(array.shape)}, expected {expected}")
+        if array.dtype != np.float32 or array.ndim != 2 or array.shape[1] != width:
+            got = f"{array.dtype} {list(array.shape)}"
+            raise ConfigError(f"prompt: {path} holds {got}, expected {expected}")
+        if not 0 < array.shape[0] <= length:
+            raise ConfigError(f"prompt: {path} holds {array.shape[0]} tokens, expected {expected}")
         if not np.isfinite(array).all():
             raise ConfigError(f"prompt: {path} holds NaN or infinity, expected {expected}")
+        if about.get("sha256") != hashlib.sha256(array.tobytes()).hexdigest():
+            raise ConfigError(f"prompt: {path} is damaged, its hash differs; encode it again")
+        ours, theirs = self._text.tokenizer_sha256, about.get("tokenizer_sha256")
+        if ours is not None and theirs != ours:
+            raise ConfigError(
+                f"prompt: {path} was made by another text encoder (tokenizer {str(theirs)[:12]}, "
+                f"this engine has {ours[:12]}); encode it with this engine's own"
+            )
         embeddings = np.zeros((1, length, width), np.float32)
         embeddings[0, : len(array)] = array
         return embeddings
+
+
+_UNKNOWN = (
+    "prompt: got a text, but this engine has no text unit; "
+    "write its embeddings first: python -m export encode-prompt"
+)
+
+
+def _known(folder: Path) -> dict[str, Path]:
+    """The files of a folder by the text that each stands for."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as file:
+                found[(file.metadata() or {}).get("prompt", path.stem)] = path
+        except SafetensorError as error:
+            raise ConfigError(
+                f"prompt: {path} is damaged ({error}); delete it, or encode it again"
+            ) from None
+    return found

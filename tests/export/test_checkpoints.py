@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from export import checkpoints, formats, random_weights
+from export import checkpoints, formats, inspect, random_weights
 from export.formats import State
 from export.layout import find
 from export.models.dit import checkpoint_shapes
@@ -238,7 +238,9 @@ def test_other_parts_are_told_apart(tmp_path: Path) -> None:
     assert same(checkpoints.load_text(tmp_path / "text.pth", TEXT), weights["text.pth"])
     with pytest.raises(CheckpointError, match="expected weights of the text"):
         checkpoints.load_text(tmp_path / "vae.pth", TEXT)
-    assert ": TAEHV, 74 tensors, " in checkpoints.describe(tmp_path / "taehv.pth")
+    said = list(inspect.weights(tmp_path / "taehv.pth"))
+    assert ": TAEHV, 74 tensors, " in said[0]
+    assert said[1:] == ["  complete"]
 
 
 def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ def test_the_styles_of_a_checkpoint_stay_with_its_engines(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["[1]", '"comic"', "{", ""])
 def test_a_list_of_styles_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "styles.json").write_text(text)
+    (tmp_path / "model.pt").touch()
     with pytest.raises(CheckpointError, match="expected a JSON list of names"):
         checkpoints.styles_of(find(tmp_path))
 

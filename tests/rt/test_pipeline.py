@@ -397,23 +397,6 @@ def test_long_prompts_are_cut_and_said_so(pipeline: rt.Pipeline) -> None:
         assert len(list(session.stream(scene(3)))) == 3
 
 
-def test_prompt_from_a_file_of_embeddings(pipeline: rt.Pipeline, tmp_path: Path) -> None:
-    text = pipeline.manifest.text
-    np.save(tmp_path / "prompt.npy", np.ones((3, text.width), np.float32))
-    with pipeline.session(prompt=tmp_path / "prompt.npy") as session:
-        assert len(list(session.stream(scene(2)))) == 2
-    np.save(tmp_path / "wide.npy", np.ones((3, text.width + 1), np.float32))
-    np.savez(tmp_path / "several.npz", a=np.ones(3))
-    np.save(tmp_path / "text.npy", np.array([["a"] * text.width]))
-    np.save(tmp_path / "nan.npy", np.full((1, text.width), np.nan, np.float32))
-    (tmp_path / "empty.npy").write_bytes(b"")
-    bad_names = ("wide.npy", "missing.npy", "several.npz", "text.npy", "nan.npy", "empty.npy")
-    for bad in bad_names:
-        with pytest.raises(rt.ConfigError, match="prompt"):
-            pipeline.session(prompt=tmp_path / bad)
-    assert len(restyle(pipeline, scene(2))) == 2, "a refused session gives its seat back"
-
-
 # Frames and refusals
 
 

@@ -206,6 +206,6 @@ WARM_FRAMES = 5
 def _warm(pipeline: Pipeline) -> None:
     g = pipeline.manifest.geometry
     grey = np.full((g.height, g.width, 3), 128, np.uint8)
-    with pipeline.session(prompt="warm-up") as session:
+    with pipeline.session(prompt=pipeline.example_prompt()) as session:
         for _ in session.stream([grey] * WARM_FRAMES):
             pass
