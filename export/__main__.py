@@ -24,6 +24,7 @@ from rt.manifest import Manifest, Unit
 
 if TYPE_CHECKING:
     from export.options import Options
+    from export.verify import Difference
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,6 +99,16 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
+    check.add_argument("--chunks", type=int, default=8, help="of the stream it is compared along")
+    check.add_argument(
+        "--model", choices=sorted(PRESETS), help="instead of an engine: graphs, random weights"
+    )
+    check.add_argument("--seed", type=int, default=0, help="of these weights")
+    check.add_argument("--height", type=int, default=256, help="pixels, with --model")
+    check.add_argument("--width", type=int, default=256, help="pixels, with --model")
+    check.add_argument(
+        "--units", type=lambda text: tuple(text.split(",")), default=(), help="with --model"
+    )
 
     listing = _command(commands, "list", _list, "the engines in a folder")
     listing.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
@@ -250,26 +261,53 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from export.backends import BACKENDS
-    from export.models.presets import PRESETS
-    from export.verify import twin, verify
-
-    manifest = _read(arguments.engines)
-    if manifest.model not in PRESETS:
-        raise ConfigError(f"model: got {manifest.model!r}, expected one of {sorted(PRESETS)}")
-    fold_time = BACKENDS[manifest.backend].fold_time
-    chain = twin(manifest, arguments.engines, PRESETS[manifest.model], fold_time)
-    table = Table("unit", "phase", "rows", "max abs difference", "tolerance", "")
+    table = Table("unit", "phase", "inputs", "rows", "max abs difference", "tolerance", "")
     failed = 0
-    for found in verify(manifest, arguments.engines, chain.units):
-        failed += not found.passed
-        numbers = (f"{found.maximum:.2e}", f"{found.tolerance:.0e}")
-        verdict = "ok" if found.passed else "FAILED"
-        table.add_row(found.unit, found.phase, str(found.rows), *numbers, verdict)
+    engine = arguments.model is None
+    found = _of_engine(arguments.engines, arguments.chunks) if engine else _of_graphs(arguments)
+    for d in found:
+        failed += not d.passed
+        numbers = (f"{d.maximum:.2e}", f"{d.tolerance:.0e}")
+        verdict = "ok" if d.passed else "FAILED"
+        table.add_row(d.unit, d.phase, d.inputs, str(d.rows), *numbers, verdict)
     Console().print(table)
     if failed:
         raise Error(f"{failed} differences exceed the tolerance; build the engine again")
     return 0
+
+
+def _of_engine(directory: Path, chunks: int) -> Iterator[Difference]:
+    from export import verify
+    from export.backends import BACKENDS
+    from export.models.presets import PRESETS
+
+    manifest = _read(directory)
+    if manifest.model not in PRESETS:
+        raise ConfigError(f"model: got {manifest.model!r}, expected one of {sorted(PRESETS)}")
+    if chunks < 1:
+        raise ConfigError(f"chunks: got {chunks}, expected at least 1")
+    fold_time = BACKENDS[manifest.backend].fold_time
+    units = verify.twin(manifest, directory, PRESETS[manifest.model], fold_time).units
+    yield from verify.verify(manifest, directory, units)
+    yield from verify.verify_stream(manifest, directory, units, chunks)
+    yield from verify.hidden_slots(manifest, directory)
+
+
+def _of_graphs(arguments: argparse.Namespace) -> Iterator[Difference]:
+    from export.models.presets import PRESETS
+    from export.options import Options
+    from export.twins import verify_graphs
+
+    options = Options(
+        config=PRESETS[arguments.model],
+        height=arguments.height,
+        width=arguments.width,
+        out=Path("."),
+        name=arguments.model,
+        seed=arguments.seed,
+    )
+    with _progress() as report:
+        yield from verify_graphs(options, arguments.units, report)
 
 
 def _train(arguments: argparse.Namespace) -> int:

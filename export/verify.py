@@ -1,4 +1,5 @@
-"""Plans against their PyTorch units, on seeded random inputs, through the backend that runs them.
+"""Plans against their PyTorch units, through the backend that runs them: on seeded random inputs,
+on the activations of a stream, and with garbage where nothing may look.
 
 Owns what a plausible input is and what counts as a difference; builds and mends nothing.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,25 @@ from numpy.typing import NDArray
 from export import weights
 from export.backends import BACKENDS
 from export.models.presets import ModelConfig, with_latents
+from export.replay import Arrays, Clip, Replay, Run
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from rt import backends
 from rt.backends.base import Engine
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
-
-Arrays = dict[str, NDArray[Any]]
+from rt.media import moving_scene
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Largest `difference` between a plan and its PyTorch unit, over all outputs."""
+    """Largest `difference` between a plan and its PyTorch unit, over all outputs and all runs."""
 
     unit: str
     phase: str
     rows: int
     maximum: float
     tolerance: float
+    inputs: str = "random"
 
     @property
     def passed(self) -> bool:
@@ -60,6 +62,84 @@ def verify(manifest: Manifest, directory: Path, units: tuple[UnitSpec, ...]) -> 
                 worst = float(np.max([difference(got[n], expected[n]) for n in expected]))
                 found.append(Difference(unit.name, phase, rows, worst, plan.tolerance))
     return found
+
+
+def verify_stream(
+    manifest: Manifest, directory: Path, units: tuple[UnitSpec, ...], chunks: int
+) -> list[Difference]:
+    """Compare every plan with its unit on what flows through a stream of `chunks` chunks, which is
+    that of the PyTorch units.
+    """
+    specs = {unit.name: unit for unit in units}
+    plans = {unit.name: unit.plans for unit in (*manifest.prompt, *manifest.chain)}
+    executors = {
+        (name, phase): executor(manifest, directory, plan)
+        for name, phases in plans.items()
+        for phase, plan in phases.items()
+    }
+    worst: dict[tuple[str, str], float] = {}
+
+    def both(name: str, phase: str, feeds: Arrays) -> Arrays:
+        expected = run_module(specs[name].phases[phase], feeds)
+        got = executors[name, phase](feeds)
+        found = float(np.max([difference(got[n], expected[n]) for n in expected]))
+        worst[name, phase] = float(np.max([worst.get((name, phase), 0.0), found]))
+        return expected
+
+    g = manifest.geometry
+    clip = Clip(_embeddings(manifest, both), _pictures(g.height, g.width, chunks))
+    steps, threshold = manifest.noise.default_steps, manifest.window.sink_threshold
+    for _ in Replay(manifest, both, [clip], steps, threshold):
+        pass
+    return [
+        Difference(name, phase, 1, maximum, plans[name][phase].tolerance, "stream")
+        for (name, phase), maximum in worst.items()
+    ]
+
+
+def _embeddings(manifest: Manifest, run: Run) -> NDArray[np.float32]:
+    """Of a few tokens by the text unit where there is one, else random rows."""
+    text = manifest.text
+    if not any(unit.kind == "text" for unit in manifest.prompt):
+        embeddings = np.zeros((1, text.length, text.width), np.float32)
+        embeddings[0, :6] = np.random.default_rng(0).standard_normal((6, text.width))
+        return embeddings
+    ids = np.zeros((1, text.length), np.int64)
+    ids[0, :6] = np.arange(2, 8)[: text.length]
+    mask = (ids > 0).astype(np.float32)
+    return run("text", "step", {"token_ids": ids, "token_mask": mask})["embeddings"]
+
+
+def _pictures(height: int, width: int, chunks: int) -> list[NDArray[np.float32]]:
+    """A moving scene: pixels [1, 3, 1 | 4, H, W] in [-1, 1]."""
+    scene = moving_scene(height, width, 16.0, (1 + 4 * chunks) / 16)
+    frames = [frame.rgb for frame, _ in zip(scene, range(1 + 4 * (chunks - 1)), strict=False)]
+    video = np.stack(frames).astype(np.float32).transpose(3, 0, 1, 2)[None] / 127.5 - 1
+    return [video[:, :, start and start - 3 : start + 1] for start in range(0, len(frames), 4)]
+
+
+def hidden_slots(manifest: Manifest, directory: Path) -> list[Difference]:
+    """Law 8 on every block: what lies in slots that the mask hides must change no bit of x."""
+    found = []
+    for unit in (u for u in manifest.chain if u.kind == "block"):
+        plan = unit.plans["step"]
+        execute = executor(manifest, directory, plan)
+        feeds = random_inputs(manifest, plan, 2, unit.name)
+        worst = disturbed(execute, feeds)
+        found.append(Difference(unit.name, "step", 2, worst, 0.0, "garbage in hidden slots"))
+    return found
+
+
+def disturbed(execute: Callable[[Arrays], Arrays], feeds: Arrays) -> float:
+    """Largest change of a block's x when its hidden slots hold other finite numbers."""
+    expected = execute(feeds)["x_next"]
+    hidden = np.isneginf(feeds["mask"][:, 0, 0])[:, None, :, None]
+    changes = []
+    for garbage in (0.0, 1e4, -1e4):
+        rings = {name: np.where(hidden, np.float32(garbage), feeds[name]).astype(feeds[name].dtype)
+                 for name in ("k_ring", "v_ring")}  # fmt: skip
+        changes.append(float(np.abs(execute(feeds | rings)["x_next"] - expected).max()))
+    return float(np.max(changes))
 
 
 def difference(got: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -161,20 +241,26 @@ def run_module(spec: PhaseSpec, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
 
 def random_inputs(manifest: Manifest, plan: Plan, rows: int, seed: str) -> Arrays:
     """Plausible values for every input and state of a plan; equal arguments give equal values."""
-    values: tuple[Binding | StateBinding, ...] = (*plan.inputs, *plan.state)
+    window, tokens = manifest.window.frames, manifest.geometry.tokens_per_frame
+    return plausible((*plan.inputs, *plan.state), rows, seed, window, tokens)
+
+
+def plausible(
+    values: Sequence[Binding | StateBinding], rows: int, seed: str, window: int, tokens: int
+) -> Arrays:
+    """The same for bindings, a window in latent frames and tokens per latent frame."""
     feeds: Arrays = {}
     for value in values:
         name = value.name if isinstance(value, Binding) else value.input
         generator = np.random.default_rng(zlib.crc32(f"{seed} {name}".encode()))
-        feeds[name] = _random(manifest, name, concrete(value.shape, rows), generator)
+        feeds[name] = _random(name, concrete(value.shape, rows), generator, window, tokens)
     return feeds
 
 
 def _random(
-    manifest: Manifest, name: str, shape: tuple[int, ...], generator: np.random.Generator
+    name: str, shape: tuple[int, ...], generator: np.random.Generator, window: int, tokens: int
 ) -> NDArray[Any]:
     """One value: normal numbers, unless its name says what it must be (docs/interfaces.md)."""
-    window, tokens = manifest.window.frames, manifest.geometry.tokens_per_frame
     # The slot that a row writes, and the last slot that it does not see.
     slots = np.arange(shape[0]) % window
     if name == "token_ids":

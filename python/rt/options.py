@@ -41,9 +41,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_input_facts(p)
     style = p.add_mutually_exclusive_group(required=True)
-    style.add_argument("--prompt", metavar="TEXT", help="what the video should look like")
     style.add_argument(
-        "--prompt-embedding", type=Path, metavar="FILE", help="the same, as encode-prompt wrote it"
+        "--prompt",
+        metavar="TEXT",
+        help="what the video should look like (default: as --prompt-embedding says)",
+    )
+    style.add_argument(
+        "--prompt-embedding",
+        type=Path,
+        metavar="FILE",
+        help="the same, as encode-prompt wrote it (default: as --prompt says)",
     )
     p.add_argument(
         "--engines",

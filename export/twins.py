@@ -1,0 +1,96 @@
+"""The ONNX Runtime twin of a unit's graph against the PyTorch unit, at any size, without an engine:
+seeded random weights, one unit in memory at a time, nothing kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from export import onnx as graphs
+from export import weights
+from export.build import TOLERANCE, check, open_chain
+from export.options import Options, Progress
+from export.plans import may_ignore
+from export.sources import Opened
+from export.units import Chain, UnitSpec, geometry_of
+from export.verify import Difference, difference, disturbed, plausible, run, run_module, session
+from rt.errors import ConfigError
+from rt.manifest import Binding, StateBinding
+
+ROWS = 2
+
+
+def verify_graphs(
+    options: Options, units: Collection[str], progress: Progress
+) -> Iterator[Difference]:
+    """Differences of `units` (none named: one of each graph), each phase on random inputs; of a
+    block also with garbage in hidden slots. Raises ConfigError for a unit that the chain does not
+    have.
+    """
+    check(options)
+    opened = open_chain(options)
+    chosen = _chosen(opened.chain, units)
+    total = sum(len(unit.phases) for unit in chosen)
+    done = 0
+    with TemporaryDirectory(dir=options.out) as name:
+        for unit in chosen:
+            progress(unit.name, done, total)
+            yield from _compare(options, opened, unit, Path(name) / unit.name)
+            done += len(unit.phases)
+
+
+def _chosen(chain: Chain, names: Collection[str]) -> list[UnitSpec]:
+    units = {unit.name: unit for unit in chain.units}
+    if unknown := sorted(set(names) - set(units)):
+        raise ConfigError(f"units: got {unknown[0]!r}, expected of {', '.join(units)}")
+    if names:
+        return [unit for name, unit in units.items() if name in names]
+    return list({unit.graph: unit for unit in reversed(chain.units)}.values())[::-1]
+
+
+def _compare(
+    options: Options, opened: Opened, unit: UnitSpec, folder: Path
+) -> Iterator[Difference]:
+    folder.mkdir()
+    for phase, spec in unit.phases.items():
+        state = spec.module.state_dict()
+        own = {name: opened.read(unit, phase, name).float() for name in state}
+        spec.module.load_state_dict(own, strict=True, assign=True)
+    whole = replace(unit, graph=unit.name)
+    stored = weights.write(Chain((), (whole,)), folder)
+    geometry = geometry_of(options.config, options.height, options.width)
+    for phase, spec in unit.phases.items():
+        graph = graphs.export_graph(
+            spec.module,
+            spec.arguments(),
+            spec.input_names,
+            spec.output_names,
+            batched=spec.batched,
+            may_ignore=may_ignore(phase, spec),
+        )
+        path = folder / f"{phase}.onnx"
+        plan = graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored[unit.name, phase])
+        path.write_bytes(plan)
+        rows = ROWS if spec.batched else 1
+        values: tuple[Binding | StateBinding, ...] = (*spec.inputs, *spec.state)
+        tokens = geometry.tokens_per_frame
+        feeds = plausible(values, rows, unit.name, options.frames, tokens)
+        expected = run_module(spec, feeds)
+        execute = partial(run, session(path))
+        got = execute(feeds)
+        worst = float(np.max([difference(got[name], expected[name]) for name in expected]))
+        yield Difference(unit.name, phase, rows, worst, TOLERANCE["fp32"])
+        del got, expected
+        if unit.kind == "block":
+            change = disturbed(execute, feeds)
+            yield Difference(unit.name, phase, rows, change, 0.0, "garbage in hidden slots")
+    for spec in unit.phases.values():  # give the memory back: the modules live as long as the chain
+        spec.module.to("meta")
+    for file in folder.iterdir():
+        file.unlink()
