@@ -20,7 +20,7 @@ from rt.backends.base import Backend, Engine, Launch
 from rt.cost import PASS_OF, Costs, Timing
 from rt.devices import Device
 from rt.frame import Array
-from rt.manifest import Manifest, Plan
+from rt.manifest import DIT_KINDS, Manifest, Plan
 
 Seconds = Callable[[Plan, int], float]
 """(plan, rows in the batch) -> how long a launch of it takes."""
@@ -62,7 +62,7 @@ class StretchedBackend:
 
 def laps(unit: str, steps: int) -> int:
     """How often a chunk passes through a unit of this kind."""
-    return steps if unit in ("dit_in", "block", "dit_out") else 1
+    return steps if unit in DIT_KINDS else 1
 
 
 def known(manifest: Manifest, unit_ms: list[float]) -> Costs:

@@ -30,7 +30,7 @@ from export.weights import FILE_NAME, content, layout
 from rt import manifest as records
 from rt.backends.tensorrt import Card, library_version, read_card
 from rt.errors import CheckpointError, Error
-from rt.manifest import Binding, Plan, StateBinding
+from rt.manifest import DIT_KINDS, Binding, Plan, StateBinding
 
 SUFFIX, ENGINE = ".trt", ".engine"
 REPORT, LOG, TIMING = "report.json", "build.log", "timing.cache"
@@ -40,7 +40,6 @@ MODEL = 1 << 30
 """From here on a model is larger than its code, and `ONCE` is asked of it."""
 _PART = 1 << 24
 """Numbers of a weight that are looked at together."""
-DIT = ("dit_in", "block", "dit_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +174,7 @@ class Making:
     def _expected(self, unit: UnitSpec, spec: PhaseSpec) -> Expected:
         aliases = tuple((s.input, s.output) for s in spec.state if s.mode == "alias")
         fused = None
-        if unit.kind in DIT:
+        if unit.kind in DIT_KINDS:
             whole = unit.kind == "block" and self.work.options.precision != "fp32"
             # to the ring and to the prompt; float32 has no kernel for either
             fused = 2 if whole else None if unit.kind == "block" else 0

@@ -233,11 +233,14 @@ def _simplify(model: onnx_ir.Model) -> None:
 
 
 def _name(model: onnx_ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Name the bindings. A result that is an input or another result becomes its own value."""
+    """Name the bindings, all of them. A result that is an input or another result becomes its own
+    value.
+    """
     from onnx_ir.passes import common
 
     common.OutputFixPass()(model)
-    named = [*zip(model.graph.inputs, inputs, strict=False)]  # weights come after
+    bound = [value for value in model.graph.inputs if not str(value.name).startswith(PREFIX)]
+    named = zip(bound, inputs, strict=True)
     for value, name in (*named, *zip(model.graph.outputs, outputs, strict=True)):
         value.name = name
 

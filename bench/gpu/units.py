@@ -34,10 +34,10 @@ from export.units import (
     wan_chain,
 )
 from rt.backends.inductor import InductorBackend, InductorEngine, capture
+from rt.manifest import DIT_KINDS
 
 BATCHES = (1, 2, 3, 4)
 STEPS = (1, 2, 4)
-DIT = ("dit_in", "block", "dit_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _step(
 ) -> Generator[Reading, None, Mapping[int, Launch]]:
     """A whole step, every block with its own weights and rings, as one graph per batch size."""
     found: dict[int, Launch] = {}
-    units = [u for u in chain.chain if u.kind in DIT]
+    units = [u for u in chain.chain if u.kind in DIT_KINDS]
     loaded = [compiled.engine(u) for u in units]
     flop = sum(spec.flop for _, spec in loaded)
     # One graph of the largest model leaves no room for rings of four rows.

@@ -12,9 +12,7 @@ from rt.backends import create
 from rt.backends.base import Engine
 from rt.frame import Array, Phase
 from rt.lane import Lane, Scratch, build
-from rt.manifest import Manifest, Unit
-
-DIT = ("dit_in", "block", "dit_out")
+from rt.manifest import DIT_KINDS, Manifest, Unit
 
 
 class Units:
@@ -67,7 +65,7 @@ class OurDit:
                 "prompt_k": np.repeat(k, rows, 0), "prompt_v": np.repeat(v, rows, 0), **shared,
             }  # fmt: skip
         given = {"noisy": self._noisy, "timestep": self._timestep, "rope_time": self._rope}
-        self._lane = units.lane(DIT, "step", given, own, rows)
+        self._lane = units.lane(DIT_KINDS, "step", given, own, rows)
         self._busy = np.zeros(len(self._lane.launches), np.int64)
         self._held = np.full(w.frames, -1, np.int64)
 

@@ -15,10 +15,8 @@ from .backends.base import Engine, Launch
 from .devices import Device
 from .frame import Array, Kind, Phase
 from .lane import Inbox, Lane, Scratch, build
-from .manifest import Binding, Manifest, Unit
+from .manifest import DIT_KINDS, Binding, Manifest, Unit
 from .seats import SeatMemory
-
-DIT_KINDS = ("dit_in", "block", "dit_out")
 
 
 class Lanes:

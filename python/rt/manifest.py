@@ -26,6 +26,8 @@ Dimension = int | Literal["B"]
 UnitKind = Literal[
     "text", "prompt_in", "prompt_kv", "encode", "dit_in", "block", "dit_out", "decode"
 ]
+DIT_KINDS: tuple[UnitKind, ...] = ("dit_in", "block", "dit_out")
+"""The units of a denoising step, which run on rows; the others run on a session."""
 StateMode = Literal["alias", "ping-pong"]
 
 

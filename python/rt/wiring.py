@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .frame import Kind, Phase
-from .lanes import DIT_KINDS
-from .manifest import Binding, Manifest, crossing
+from .manifest import DIT_KINDS, Binding, Manifest, crossing
 from .scheduler import Routes
 from .stage import Stage
 from .work import Wires

@@ -218,10 +218,28 @@ class Deaf(nn.Module):
         return x + 1
 
 
+class Sum(nn.Module):
+    """Reads both."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+
 def test_an_unused_input_is_refused() -> None:
     arguments = (torch.zeros(2), torch.zeros(2))
     with pytest.raises(Error, match="unused input 'y'"):
         export_graph(Deaf(), arguments, ["x", "y"], ["z"], batched=False)
+
+
+def test_a_list_of_names_that_is_too_short_is_refused() -> None:
+    """A binding without a name would otherwise keep the exporter's own."""
+    arguments = (torch.zeros(2), torch.zeros(2))
+    for inputs, outputs in ((["x"], ["z"]), (["x", "y", "w"], ["z"]), (["x", "y"], [])):
+        with pytest.raises(ValueError, match=r"zip\(\)"):
+            export_graph(Sum(), arguments, inputs, outputs, batched=False)
+    assert (
+        len(export_graph(Sum(), arguments, ["x", "y"], ["z"], batched=False).model.graph.input) == 2
+    )
 
 
 @pytest.mark.parametrize("kind", ["encode", "decode"])
