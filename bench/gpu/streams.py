@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from bench.gpu.record import Reading, refused
 from bench.gpu.units import Case
+from export.prompts import Encoded, write
 from rt import SLO, Frame, Pipeline, devices
 from rt.errors import ConfigError
 
@@ -91,9 +92,10 @@ def built(case: Case, root: Path, precision: str) -> Sequence[Reading]:
 
 def embeddings(case: Case, folder: Path) -> Path:
     """A file with a prompt of 32 random tokens."""
-    path = folder / "prompt.npy"
+    path = folder / "prompt.safetensors"
     width = case.config().dit.text_width
-    np.save(path, np.random.default_rng(0).standard_normal((32, width)).astype(np.float32))
+    rows = np.random.default_rng(0).standard_normal((32, width)).astype(np.float32)
+    write(Encoded("random", rows, "bench", ""), path)
     return path
 
 

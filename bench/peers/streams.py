@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.peers import model
 from bench.peers.model import Subject
 from bench.peers.reference import ReferenceDit, ReferenceSchedule, ReferenceVae
+from export.prompts import Encoded, write
 from rt import Pipeline, ops
 from rt.frame import Array
 
@@ -103,8 +104,9 @@ def through_reference(stream: ReferenceStream, pictures: Pictures) -> Pictures:
 
 def prompt_file(subject: Subject) -> Path:
     """The prompt as a file of embeddings."""
-    path = subject.directory.with_suffix(".npy")
-    np.save(path, subject.embeddings[0].numpy())
+    path = subject.directory.with_suffix(".safetensors")
+    tokenizer = subject.manifest.text.tokenizer_sha256 or ""
+    write(Encoded("random", subject.embeddings[0].numpy(), "bench", tokenizer), path)
     return path
 
 
