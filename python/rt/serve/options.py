@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import secrets
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
-from ..config import VERSION
+from ..command import command
 from ..errors import ConfigError
 from .guard import Access, hosts_of, is_loopback
 from .hub import Plan
@@ -15,18 +15,12 @@ from .journal import Style
 from .limits import Limits
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """Every option, with its default in the help."""
-    p = _Parser(
-        prog="python -m rt.serve",
-        description="Restyle a camera in the browser: serves a page, REST, WebSocket and metrics.",
-        epilog="Exit code: 0 ended, 1 failed, 2 wrong usage. SIGTERM drains; a second one ends.",
-        allow_abbrev=False,
+    p = command(
+        "python -m rt.serve",
+        "Restyle a camera in the browser: serves a page, REST, WebSocket and metrics.",
+        "Exit code: 0 ended, 1 failed, 2 wrong usage. SIGTERM drains; a second one ends.",
     )
     shown, limits = "(default: %(default)s)", Limits()
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"), metavar="DIR", help=shown)
@@ -53,7 +47,6 @@ def parser() -> argparse.ArgumentParser:
     ):
         p.add_argument(name, type=kind, default=default, metavar="N", help=f"{text} {shown}")
     p.add_argument("--log", choices=get_args(Style), default="text", help=f"to stderr {shown}")
-    p.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
     return p
 
 
