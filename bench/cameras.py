@@ -27,6 +27,11 @@ def camera(rate: Callable[[float], float | None], size: int) -> Iterator[rt.Fram
         index += 1
 
 
+def steady(fps: float | None, seconds: float) -> Callable[[float], float | None]:
+    """The rate of a camera that never changes it, until it ends."""
+    return lambda at: fps if at < seconds else None
+
+
 @dataclass
 class Viewer:
     """Runs one session on a thread. `seen`: (captured, emitted) in seconds of the monotonic clock,

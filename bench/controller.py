@@ -5,13 +5,11 @@ python -m bench.controller
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import statistics
 import time
-from pathlib import Path
 
-from bench.table import Row, publish
+from bench.table import Row, parser, publish
 from rt.cost import Line, PassCost
 from rt.frame import Kind
 from rt.scheduler import Routes, Scheduler, Task, Terms
@@ -72,12 +70,9 @@ def decisions(sessions: int, stages: int, load: float, seconds: float) -> list[f
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = parser(__doc__, "controller")
     p.add_argument("--sessions", type=int, default=16)
     p.add_argument("--seconds", type=float, default=20.0, help="on the virtual clock")
-    p.add_argument("--json", type=Path, default=Path("build/bench/controller.jsonl"))
     options = p.parse_args()
     rows: list[Row] = []
     for stages in (1, 4):

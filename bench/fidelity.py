@@ -8,7 +8,6 @@ It wants a calm machine: what else runs here delays the real runtime and not the
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import threading
 import time
@@ -21,12 +20,13 @@ import numpy as np
 import rt
 from bench.soak import smallest_engine
 from bench.stretched import known, stretched
-from bench.table import Row, publish
+from bench.table import Row, parser, publish
 from rt import calibrate, costfile
 from rt import manifest as manifests
 from rt.cost import Costs
 from rt.devices import Device
 from rt.manifest import Manifest
+from rt.pace import Pace
 from rt.placement import place
 from rt.scheduler import Terms
 from rt.simulate import Machine, Run, Stream, quantile, simulate
@@ -115,6 +115,8 @@ def real(engines: Path, seconds: float) -> Seen:
             )
             for s in streams
         ]
+        for session in sessions:
+            session.pace = Pace(None)
         start_ns = time.perf_counter_ns() + 200_000_000
         threads = [
             threading.Thread(target=push, args=(session, stream, start_ns))
@@ -146,13 +148,10 @@ def compared(real_: Seen, predicted: Seen) -> list[Row]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser(__doc__, "fidelity")
     p.add_argument("--seconds", type=float, default=60.0)
     p.add_argument("--chunk-ms", type=float, default=400.0, help="work of one chunk, all stages")
     p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
-    p.add_argument("--json", type=Path, default=Path("build/bench/fidelity.jsonl"))
     options = p.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         engines = options.engines or smallest_engine(Path(directory))

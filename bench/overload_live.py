@@ -17,7 +17,7 @@ from bench.cameras import Viewer, camera
 from bench.scaling import even
 from bench.soak import smallest_engine
 from bench.stretched import stretched
-from bench.table import Row, publish
+from bench.table import Row, parser, publish
 from rt import manifest as manifests
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.5)
@@ -122,15 +122,12 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = parser(__doc__, "overload_live")
     p.add_argument("--stage-ms", type=float, default=200.0, help="work of a chunk on each stage")
     p.add_argument("--slo-ms", type=float, default=2500.0)
     p.add_argument("--seconds", type=float, default=10.0, help="at each load")
     p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw it (default: no plot)")
-    p.add_argument("--json", type=Path, default=Path("build/bench/overload_live.jsonl"))
     options = p.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         rows = measure(options.engines or smallest_engine(Path(directory)), options)

@@ -4,6 +4,7 @@ on.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -33,6 +34,17 @@ class Row:
     runs: int
     limit: float | None = None
     note: str = ""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Paragraphs as they were written, and every default."""
+
+
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """A benchmark's command line: what it does, and where its rows go."""
+    p = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    p.add_argument("--json", type=Path, default=Path(f"build/bench/{name}.jsonl"))
+    return p
 
 
 def command(*words: str) -> str:

@@ -29,15 +29,16 @@ class Pace:
         self._slo = slo
         self._start_ns: int | None = None
 
-    def pause_s(self, frame: Frame) -> float:
-        """How long to hold a frame; 0 without an SLO."""
+    def turn_ns(self, frame: Frame, now_ns: int) -> int:
+        """When a frame should leave if it were the next one; now where nothing holds it."""
         latest = deadline_ns(self._slo, frame)
-        if latest is None:
-            return 0.0
-        now = time.perf_counter_ns()
-        pts_ns = round(frame.pts_s * 1e9)
-        due = now
-        if self._start_ns is not None:
-            due = max(now, min(self._start_ns + pts_ns, latest))
-        self._start_ns = due - pts_ns
-        return (due - now) * 1e-9
+        if latest is None or self._start_ns is None:
+            return now_ns
+        return max(now_ns, min(self._start_ns + round(frame.pts_s * 1e9), latest))
+
+    def pause_s(self, frame: Frame) -> float:
+        """How long to hold the next frame, which leaves after that; 0 without an SLO."""
+        now_ns = time.perf_counter_ns()
+        turn_ns = self.turn_ns(frame, now_ns)
+        self._start_ns = turn_ns - round(frame.pts_s * 1e9)
+        return (turn_ns - now_ns) * 1e-9

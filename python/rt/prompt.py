@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import re
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -187,3 +188,43 @@ def _known(folder: Path) -> dict[str, Path]:
                 f"prompt: {path} is damaged ({error}); delete it, or encode it again"
             ) from None
     return found
+
+
+Way = Sequence[tuple[Embeddings, PromptContext]]
+"""What the next chunks look like, one after the other."""
+
+
+class PromptCourse:
+    """The prompt of one session from chunk to chunk: it stays, or moves to another."""
+
+    def __init__(self, encoder: PromptEncoder, prompt: Prompt) -> None:
+        self._encoder = encoder
+        self._embeddings, self.remarks = encoder.embed(prompt)
+        self._context = encoder.context(self._embeddings)
+        self._ahead: deque[tuple[Embeddings, PromptContext]] = deque()
+
+    def embed(self, prompt: Prompt) -> tuple[Embeddings, tuple[str, ...]]:
+        """As `PromptEncoder.embed`."""
+        return self._encoder.embed(prompt)
+
+    def stay(self) -> Embeddings:
+        """Move no further. Returns what the newest chunk has."""
+        self._ahead.clear()
+        return self._embeddings
+
+    def way(self, start: Embeddings, target: Embeddings, chunks: int) -> Way:
+        """Linearly from `start` to `target` over `chunks` chunks; 0 is at once."""
+        count = max(1, chunks)
+        shares = [np.float32((i + 1) / count) for i in range(count)]
+        mixes = [(1 - share) * start + share * target for share in shares]
+        return [(mix, self._encoder.context(mix)) for mix in mixes]
+
+    def go(self, way: Way) -> None:
+        """From the next chunk on."""
+        self._ahead = deque(way)
+
+    def next(self) -> PromptContext:
+        """What one more chunk carries."""
+        if self._ahead:
+            self._embeddings, self._context = self._ahead.popleft()
+        return self._context

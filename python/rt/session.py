@@ -27,8 +27,8 @@ from .intake import Intake
 from .manifest import Geometry
 from .metrics import ChunkRecord, Recorder, Report
 from .pace import Pace, deadline_ns
-from .prompt import Embeddings, PromptEncoder
-from .work import PromptContext, Work
+from .prompt import PromptCourse, PromptEncoder
+from .work import Work
 
 READER_LEAVES_S = 5.0
 """How long the source of a stream that ends early may take to notice; a camera that hangs is left
@@ -57,11 +57,8 @@ class Session:
         self.changed = host.changed
         self._host = host
         self._geometry = geometry
-        self._prompts = prompts
-        self._embeddings, remarks = prompts.embed(config.prompt)
-        self.remarks += remarks
-        self._prompt = prompts.context(self._embeddings)
-        self._transition: deque[tuple[Embeddings, PromptContext]] = deque()
+        self._prompt = PromptCourse(prompts, config.prompt)
+        self.remarks += self._prompt.remarks
         self._intake = Intake(config, geometry)
         self._chunker = Chunker(number, config.start)
         self._recorder = Recorder(config.slo, warmup_frames)
@@ -122,19 +119,15 @@ class Session:
         if transition_chunks < 0:
             raise ConfigError(f"transition_chunks: got {transition_chunks}, expected 0 or more")
         check_prompt(prompt)
-        target, remarks = self._prompts.embed(prompt)
+        target, remarks = self._prompt.embed(prompt)
         with self.changed:
             self._check_open()
             self.remarks += remarks
-            self._transition.clear()
-            start = self._embeddings
-        count = max(1, transition_chunks)
-        shares = [np.float32((i + 1) / count) for i in range(count)]
-        mixes = [(1 - share) * start + share * target for share in shares]
+            start = self._prompt.stay()
         # An engine runs here, so the host's condition is not held.
-        transition = deque((mix, self._prompts.context(mix)) for mix in mixes)
+        way = self._prompt.way(start, target, transition_chunks)
         with self.changed:
-            self._transition = transition
+            self._prompt.go(way)
             return self._next_chunk
 
     # Frames out
@@ -313,7 +306,13 @@ class Session:
             raise TimeoutError(f"the session took no chunk within {timeout_s} s; pull its frames")
 
     def _few_ready(self) -> bool:
-        return len(self._ready) < 2 * self._geometry.frames_per_chunk
+        """What is done is no more than two chunks, or waits for its turn rather than for somebody
+        who pulls it.
+        """
+        if len(self._ready) < 2 * self._geometry.frames_per_chunk:
+            return True
+        now_ns = time.perf_counter_ns()
+        return self.pace.turn_ns(self._ready[0], now_ns) > now_ns
 
     def _is_over(self) -> bool:
         return self._failure is not None or self._closed
@@ -321,12 +320,10 @@ class Session:
     def _submit(self, chunk: Chunk) -> None:
         self._wait_for_room(None, ready=False)
         self._check_open()
-        if self._transition:
-            self._embeddings, self._prompt = self._transition.popleft()
         work = Work(
             chunk,
             self.config,
-            self._prompt,
+            self._prompt.next(),
             tuple(self._intake.crop(frame.rgb) for frame in chunk.frames),
             self._last_picture if chunk.continues else None,
             np.zeros(4, np.float32),

@@ -151,6 +151,23 @@ def test_a_frame_that_waits_for_its_turn_leaves_nobody_waiting(tiny_engine: Path
         assert (report.frames_emitted, report.frames_dropped, report.frames_in_flight) == (1, 4, 0)
 
 
+def test_frames_that_wait_for_their_turn_are_no_sign_of_a_lost_consumer(tiny_engine: Path) -> None:
+    """Somebody pulls, at the pace of the pts; six chunks that are early are all kept."""
+    pictures = scene(25)
+    with rt.Pipeline.load(tiny_engine) as pipeline:
+        session = pipeline.session(prompt="sketch", slo=rt.SLO(fps=1.0, latency_ms=60_000.0))
+        puller = threading.Thread(target=lambda: [session.pull() for _ in range(2)])
+        puller.start()
+        for index, picture in enumerate(pictures):
+            session.push(rt.Frame(picture, index, 10.0 * index, time.perf_counter_ns()))
+            done = 0 if index == 0 else 4 * (index // 4) - 1
+            with session.changed:
+                assert session.changed.wait_for(lambda n=done: len(session._ready) >= n, 60)
+        assert session.report().frames_dropped == 0
+        session.close()
+        puller.join(10)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_source_that_stalls_bursts_and_jumps(tiny_engine: Path, seed: int) -> None:
     """Whatever its times are, counts add up and the next session is well."""

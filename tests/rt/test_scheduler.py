@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rt.cost import Line, PassCost
 from rt.frame import Kind
 from rt.scheduler import Decision, Event, Routes, Scheduler, Task, Terms, replay
+from rt.scheduler.records import HANDOVER_DEPTH
 
 ROWS_PER_SEAT = 4
 LAYOUTS = [
@@ -53,6 +54,8 @@ class Controller(RuleBasedStateMachine):
         self.chosen: dict[tuple[int, int], int] = {}
         self.opened = 0
         self.began: dict[int, Task] = {}
+        # (later stage of a route, kind) -> passes that were handed over to it and have not ended
+        self.handed: dict[tuple[int, Kind], int] = defaultdict(int)
 
     @rule(ms=st.integers(1, 60))
     def wait(self, ms: int) -> None:
@@ -97,14 +100,18 @@ class Controller(RuleBasedStateMachine):
     @rule(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         idle = [s for s in range(self.stages) if s not in self.running]
-        if not idle:
-            return
-        stage = data.draw(st.sampled_from(idle))
+        if idle:
+            stage = data.draw(st.sampled_from(idle))
+            task = self._next(stage)
+            if task is not None:
+                self.running[stage] = task
+
+    def _next(self, stage: int) -> Task | None:
+        """What the scheduler wants to run on an idle stage, held against the model."""
         task = self.scheduler.next(stage, self.now)
         self._collect()
         if task is None:
-            return
-        self.running[stage] = task
+            return None
         self.began[task.number] = task
         rows = [job.row for job in task.jobs]
         assert len(task.jobs) <= self.max_batch
@@ -120,50 +127,63 @@ class Controller(RuleBasedStateMachine):
             history.append((job.session, job.chunk))
             if stage == self.routes.of(task.kind)[0] and job.session in self.seats:
                 assert self.done[job.session, job.chunk] == job.step - 1, "after the step before"
+        return task
 
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
-        if not self.running:
-            return
-        stage = data.draw(st.sampled_from(sorted(self.running)))
-        task = self.running.pop(stage)
+        if self.running:
+            stage = data.draw(st.sampled_from(sorted(self.running)))
+            self._finished(stage, self.running.pop(stage))
+
+    def _finished(self, stage: int, task: Task) -> None:
         for job in self.scheduler.finished(stage, task, self.now):
             self.left[job.session].append(job.chunk)
-        if stage == self.routes.of(task.kind)[-1]:
+        self._leaves(stage, task)
+        route = self.routes.of(task.kind)
+        if stage != route[-1]:
+            following = route[route.index(stage) + 1]
+            self.handed[following, task.kind] += 1
+            assert self.handed[following, task.kind] <= HANDOVER_DEPTH
+            return
+        self.began.pop(task.number)
+        for job in task.jobs:
+            self.done[job.session, job.chunk] = job.step
+
+    def _leaves(self, stage: int, task: Task) -> None:
+        if stage != self.routes.of(task.kind)[0]:
+            self.handed[stage, task.kind] -= 1
+
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        """A stage gives up on what it runs: the sessions of the pass end, and nobody else's."""
+        if self.running:
+            stage = data.draw(st.sampled_from(sorted(self.running)))
+            task = self.running.pop(stage)
+            self.scheduler.failed(stage, task)
+            self._leaves(stage, task)
             self.began.pop(task.number)
-            for job in task.jobs:
-                self.done[job.session, job.chunk] = job.step
+            for session in sorted({job.session for job in task.jobs} & set(self.seats)):
+                self._end(session)
 
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
         if self.seats:
-            session = data.draw(st.sampled_from(sorted(self.seats)))
-            self.scheduler.close(session)
-            for _ in range(1000):  # a seat is free again only when nothing of it runs
-                if not self.scheduler.running(session):
-                    break
-                self._drain_one()
-            assert not self.scheduler.running(session)
-            del self.seats[session]
+            self._end(data.draw(st.sampled_from(sorted(self.seats))))
+
+    def _end(self, session: int) -> None:
+        self.scheduler.close(session)
+        for _ in range(1000):  # a seat is free again only when nothing of it runs
+            if not self.scheduler.running(session):
+                break
+            self._drain_one()
+        assert not self.scheduler.running(session)
+        del self.seats[session]
 
     def _drain_one(self) -> None:
         for stage in range(self.stages):
-            task = self.running.pop(stage, None) or self.scheduler.next(stage, self.now)
-            self._collect()
+            task = self.running.pop(stage, None) or self._next(stage)
             if task is not None:
-                for job in self.scheduler.finished(stage, task, self.now):
-                    self.left[job.session].append(job.chunk)
-                self.began[task.number] = task
-                if stage == self.routes.of(task.kind)[-1]:
-                    self.began.pop(task.number)
-                    for job in task.jobs:
-                        self.done[job.session, job.chunk] = job.step
-                for job in task.jobs:
-                    self.chosen.setdefault((job.session, job.chunk), job.steps)
-                    place = job.row if task.kind == "denoise" else job.seat
-                    history = self.written[stage, task.kind, place]
-                    if not history or history[-1] < (job.session, job.chunk):
-                        history.append((job.session, job.chunk))
+                self._finished(stage, task)
 
     @invariant()
     def conservation(self) -> None:
@@ -235,6 +255,26 @@ def test_oldest_chunk_first_and_continuous() -> None:
         for chunk in range(3)
         for kind, step in (("encode", -1), ("denoise", 0), ("denoise", 1), ("decode", 2))
     ]
+
+
+def test_steps_of_several_chunks_meet_where_no_deadline_hurries_them() -> None:
+    """One stage, four steps, input without end: once it is full every pass of the DiT takes one
+    chunk through each step.
+    """
+    scheduler = Scheduler(Routes((0,), (0,), (0,)), 4, 4)
+    scheduler.open(0, 0, Terms(4))
+    chunks, sizes = 0, []
+    while chunks < 40:
+        if scheduler.accepts(0):
+            scheduler.arrived(0, chunks, None, 0)
+            chunks += 1
+        task = scheduler.next(0, 0)
+        assert task is not None
+        if task.kind == "denoise":
+            sizes.append(len(task.jobs))
+        scheduler.finished(0, task, 0)
+    assert sizes[:3] == [1, 2, 3]
+    assert set(sizes[3:]) == {4}
 
 
 def test_adjacent_rows_form_a_batch() -> None:

@@ -8,6 +8,7 @@ from operator import itemgetter
 from ..cost import Timetable
 from ..frame import Job
 from .admission import Admission, admission
+from .batches import Batches
 from .forecast import Forecast
 from .journal import Journal
 from .ladder import Ladder
@@ -17,6 +18,11 @@ from .records import Log, Routes, Task, Terms
 
 PATIENCE_NS = 5_000_000_000
 """A chunk without a deadline comes behind those that have one, but not for longer than this."""
+
+GATHER_NS = 2_500_000_000
+"""How much sooner such a chunk counts as due where its next pass is no denoising step, if steps of
+several chunks could meet at all: they then run as one batch, and full batches are faster.
+"""
 
 TEST_NS = 250_000_000
 """Least time between two chunks that are run although they are thought to come late."""
@@ -43,13 +49,13 @@ class Scheduler:
     ) -> None:
         self._routes = routes
         self._rows_per_seat = rows_per_seat
-        self._max_batch = max_batch
         self._forecast = Forecast(routes, costs)
+        self._batches = Batches(rows_per_seat, max_batch, self._forecast)
         self._ladder = Ladder()
         self._passes = Passes(routes)
         self._journal = Journal(log)
         self._lines: dict[int, Line] = {}
-        self._on_seat: dict[int, Line] = {}
+        self._gather_ns = 0
         self._dropped: list[tuple[int, int]] = []
         self._number = 0
         self._order = 0
@@ -61,11 +67,11 @@ class Scheduler:
         """A session begins on a free seat. Whether it should is asked of `admit`."""
         self._journal.event("open", session, seat, terms)
         assert session not in self._lines
-        assert seat not in self._on_seat
         assert 1 <= terms.min_steps <= terms.steps <= self._rows_per_seat
         line = Line(session, seat, terms, self._rows_per_seat, self._routes.places)
-        self._lines[session] = self._on_seat[seat] = line
-        self._ladder.fit(line.terms for line in self._lines.values())
+        self._lines[session] = line
+        self._batches.open(line)
+        self._fit()
 
     def arrived(self, session: int, chunk: int, deadline_ns: int | None, now_ns: int) -> None:
         """A chunk of a session waits to be encoded. The caller has asked `accepts`."""
@@ -95,6 +101,8 @@ class Scheduler:
         self._journal.event("finished", stage, now_ns, at_ns=now_ns)
         position, since_ns = self._passes.end(stage, task)
         self._forecast.seen(stage, task.kind, len(task.jobs), now_ns - since_ns)
+        if self.level:  # Arrivals alone may be a second apart: too seldom to recover by.
+            self._watch(now_ns)
         for line, passage, _ in self._live(task):
             passage.position = position + 1
             if position == 0:
@@ -117,8 +125,8 @@ class Scheduler:
         ignored.
         """
         self._journal.event("close", session)
-        del self._on_seat[self._lines.pop(session).seat]
-        self._ladder.fit(line.terms for line in self._lines.values())
+        self._batches.close(self._lines.pop(session))
+        self._fit()
 
     # Questions
 
@@ -175,9 +183,10 @@ class Scheduler:
     def next(self, stage: int, now_ns: int) -> Task | None:
         """What an idle stage should run now, which is taken as begun; None if nothing can run.
 
-        Earliest deadline first, then oldest chunk first; later passes before earlier ones. Passes
-        that were handed over run in the order in which they began, which keeps the rings of a row
-        in frame order. Chunks that would come out late are dropped before they are encoded.
+        Earliest deadline first, then oldest chunk first; later passes before earlier ones. Without
+        deadlines denoising steps come behind encoding and decoding. Passes that were handed over
+        run in the order in which they began, which keeps the rings of a row in frame order. Chunks
+        that would come out late are dropped before they are encoded.
         """
         self._journal.event("next", stage, now_ns, at_ns=now_ns)
         assert self._passes.on(stage) is None
@@ -213,13 +222,13 @@ class Scheduler:
                 if passage.kind not in here:
                     continue
                 if passage.station != ARRIVED:
-                    yield _urgency(passage), (line, passage)
+                    yield self._urgency(passage), (line, passage)
                     continue
                 turn = -line.terms.priority, line.turn_ns(passage), passage.order
                 if first is None or turn < first[0]:
                     first = turn, line, passage
         if first is not None:
-            yield _urgency(first[2]), (first[1], first[2])
+            yield self._urgency(first[2]), (first[1], first[2])
 
     def _worthwhile(self, line: Line, passage: Passage, now_ns: int) -> bool:
         """Decide the steps of a chunk that is about to be encoded; drop it if it would be late with
@@ -262,52 +271,21 @@ class Scheduler:
         kind = passage.kind
         members = [(line, passage)]
         if kind == "denoise":
-            members = self._batch(line, passage, now_ns)
+            members = self._batches.around(line, passage, now_ns)
         jobs = tuple(owner.job(member) for owner, member in members)
         for owner, member in members:
             owner.begin(member)
         self._number += 1
         return Task(self._number, kind, jobs)
 
-    def _batch(self, line: Line, passage: Passage, now_ns: int) -> list[tuple[Line, Passage]]:
-        """The run of adjacent ready rows around a job, as long as the profiles allow and as the
-        batch still meets the deadline of every member that could meet it alone.
-        """
-        members = [(line, passage)]
-        first = last = line.job(passage).row
-        least = self._slack(passage, now_ns)
-        while len(members) < self._max_batch:
-            joins, at = self._in_row(first - 1), 0
-            if joins is None:
-                joins, at = self._in_row(last + 1), len(members)
-            if joins is None:
-                break
-            least = min(least, self._slack(joins[1], now_ns))
-            if self._forecast.pass_ns("denoise", len(members) + 1)[1] > least:
-                break
-            members.insert(at, joins)
-            first, last = (first - 1, last) if at == 0 else (first, last + 1)
-        return members
-
-    def _slack(self, passage: Passage, now_ns: int) -> float:
-        """How long its next pass may take; no limit where it is late anyhow."""
-        if passage.deadline_ns is None:
-            return float("inf")
-        after = self._forecast.path_ns(passage.steps, passage.station + 1)
-        slack = passage.deadline_ns - now_ns - after
-        return slack if self._forecast.pass_ns("denoise", 1)[1] <= slack else float("inf")
-
-    def _in_row(self, row: int) -> tuple[Line, Passage] | None:
-        """The chunk that is ready for the step of `row`, if any."""
-        seat, step = divmod(row, self._rows_per_seat)
-        line = self._on_seat.get(seat)
-        for passage in () if line is None else line.ready():
-            if passage.station == step + 1 and passage.kind == "denoise":
-                assert line is not None
-                return line, passage
-        return None
-
     # Keeping
+
+    def _fit(self) -> None:
+        """Sessions came or went."""
+        terms = [line.terms for line in self._lines.values()]
+        self._ladder.fit(terms)
+        rows = sum(t.steps for t in terms if t.latency_ns is None)
+        self._gather_ns = GATHER_NS if rows > 1 else 0
 
     def _land(self, line: Line, passage: Passage, now_ns: int) -> bool:
         left = line.land(passage)
@@ -345,8 +323,9 @@ class Scheduler:
         line = self._lines.get(job.session)
         if line is None:  # Nobody waits for it, but what comes behind it does.
             return (-1, -1, -1)
-        return _urgency(line.passages[job.chunk])
+        return self._urgency(line.passages[job.chunk])
 
-
-def _urgency(passage: Passage) -> Urgency:
-    return passage.due_ns, passage.order, -passage.station
+    def _urgency(self, passage: Passage) -> Urgency:
+        gathers = passage.deadline_ns is None and passage.kind != "denoise"
+        due_ns = passage.due_ns - self._gather_ns if gathers else passage.due_ns
+        return due_ns, passage.order, -passage.station

@@ -100,11 +100,14 @@ class Line:
         return passage.due_ns - self.losses * LOSS_NS
 
     def rate_per_ns(self, now_ns: int) -> float:
-        """Chunks that arrive per ns, of late."""
+        """Chunks that arrive per ns, of late; not more than the last gap, or the one that there is
+        now, says: a slow source is known to be slow before it has sent as many chunks again.
+        """
         times = self.arrivals_ns
         if len(times) < 2 or now_ns <= times[0]:
             return 0.0
-        return (len(times) - 1) / (now_ns - times[0])
+        gap_ns = max(times[-1] - times[-2], now_ns - times[-1])
+        return min((len(times) - 1) / (now_ns - times[0]), 1 / max(gap_ns, 1))
 
     def ready(self) -> Iterator[Passage]:
         """Chunks whose next pass may begin, oldest first: at most one per station. Nothing

@@ -1,0 +1,125 @@
+"""Four live sessions of different rates and budgets fill the pipeline: do they keep their SLO, is a
+fifth refused with the numbers, and admitted once one has left? On stretched engines, and on real
+ones beside a control: a slow session alone, which says what the machine itself misses.
+
+    python -m bench.admission
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import rt
+from bench.cameras import Viewer, camera, steady
+from bench.scaling import even
+from bench.soak import smallest_engine
+from bench.stretched import stretched
+from bench.table import Row, parser, publish
+from rt import manifest as manifests
+
+STEPS, STAGES = 2, 2
+SHARES = ((0.19, 1500.0), (0.24, 1200.0), (0.15, 1800.0), (0.19, 1400.0))
+"""(Share of the capacity, budget in ms) of each session: 77 % in all, of 85 that may be given; a
+fifth asks for what the first has.
+"""
+CONTROL_FPS = 5.0
+STRETCHED, REAL = 0.001, 0.01
+"""Share of the frames that may be missed."""
+
+
+def offers(capacity: float) -> list[rt.SLO]:
+    """What the four ask for, of a pipeline that does `capacity` frames/s."""
+    return [rt.SLO(fps=share * capacity, latency_ms=ms) for share, ms in SHARES]
+
+
+def watched(pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float) -> list[Viewer]:
+    """Open them all and let their cameras run."""
+    size = pipeline.manifest.geometry.height
+
+    viewers = [
+        Viewer(
+            pipeline.session(prompt="admission", slo=slo, min_steps=STEPS, motion="off"),
+            camera(steady(slo.fps, seconds), size),
+        )
+        for slo in slos
+    ]
+    for viewer in viewers:
+        viewer.start()
+    return viewers
+
+
+def misses(reports: Sequence[rt.Report]) -> tuple[float, int]:
+    """Share of the frames that were late or dropped, of how many."""
+    taken = sum(r.frames_in for r in reports)
+    bad = sum(r.frames_late + r.frames_dropped for r in reports)
+    assert taken == bad + sum(r.frames_on_time for r in reports), "counts add up"
+    return bad / taken, taken
+
+
+def four_and_a_fifth(
+    pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float, name: str, most: float
+) -> list[Row]:
+    """The four, a fifth beside them, and again when the second has left."""
+    viewers = watched(pipeline, slos, seconds)
+    refused = ""
+    try:
+        pipeline.session(prompt="fifth", slo=slos[0]).close()
+    except rt.AdmissionRefused as error:
+        refused = str(error)
+    reports = [viewers[1].join()]
+    with pipeline.session(prompt="fifth", slo=slos[0]):
+        now = pipeline.status().sessions
+    reports += [v.join() for v in viewers if v is not viewers[1]]
+    share, taken = misses(reports)
+    return [
+        Row(f"{name}: frames missed by the four", share * 100, "%", taken, most * 100),
+        Row(f"{name}: a fifth is refused", float(bool(refused)), "", 1, 1.0, refused),
+        Row(f"{name}: sessions once one has left and the fifth came", now, "", 1, 4.0),
+    ]
+
+
+def stretched_rows(engines: Path, seconds: float, stage_ms: float) -> list[Row]:
+    """On engines of known time."""
+    manifest = manifests.read(engines)
+    names = [f"cpu:{i}" for i in range(STAGES)]
+    with (
+        stretched(manifest, even(manifest, STAGES, STEPS, STAGES * stage_ms)),
+        rt.Pipeline.load(engines, names, seats=5, steps=STEPS) as pipeline,
+    ):
+        slos = offers(4e3 / stage_ms)
+        return four_and_a_fifth(pipeline, slos, seconds, "stretched", STRETCHED)
+
+
+def real_rows(engines: Path, seconds: float) -> list[Row]:
+    """On engines as they are. Their capacity is what the pipeline makes of the control's load."""
+    with rt.Pipeline.load(engines, "cpu:0", seats=5, steps=STEPS) as pipeline:
+        slo = rt.SLO(fps=CONTROL_FPS, latency_ms=SHARES[1][1])
+        control = watched(pipeline, [slo], seconds)[0]
+        time.sleep(0.8 * seconds)
+        capacity = CONTROL_FPS / pipeline.status().utilisation
+        share, taken = misses([control.join()])
+        rows = [
+            Row("real: capacity", capacity, "frames/s", 1),
+            Row("real: frames missed by one alone", share * 100, "%", taken, REAL * 100),
+        ]
+        return rows + four_and_a_fifth(pipeline, offers(capacity), seconds, "real", REAL)
+
+
+def main() -> None:
+    p = parser(__doc__, "admission")
+    p.add_argument("--seconds", type=float, default=30.0)
+    p.add_argument("--stage-ms", type=float, default=100.0, help="work of a chunk on each stage")
+    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
+    options = p.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        engines = options.engines or smallest_engine(Path(directory))
+        rows = stretched_rows(engines, options.seconds, options.stage_ms)
+        rows += real_rows(engines, options.seconds)
+    publish("admission: four sessions and a fifth", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
