@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def measure(engines: Path, seconds: float, events: int, seed: int) -> list[Row]:
         for stage in pipeline.stages:
             saboteur.watch(stage)
         for name, bad in BAD.items():
-            row = beside(pipeline, seconds, lambda bad=bad: misbehaves(pipeline, seconds, bad))
+            row = beside(pipeline, seconds, partial(misbehaves, pipeline, seconds, bad))
             rows.append(named(row, name))
         row = beside(pipeline, seconds, lambda: fails(pipeline, saboteur, events, seed))
         rows.append(named(row, f"{saboteur.struck} passes raise or exit"))
