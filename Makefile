@@ -53,8 +53,8 @@ PEERS := ffmpeg nginx-light libnginx-mod-rtmp python3-gi gir1.2-gst-rtsp-server-
   gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 
 peers-network:
-	dpkg -s $(PEERS) >/dev/null 2>&1 || { apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -qq -y --no-install-recommends $(PEERS) >/dev/null; }
+	dpkg -s $(PEERS) >/dev/null 2>&1 || { timeout 30 apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive timeout 60 apt-get install -qq -y --no-install-recommends $(PEERS) >/dev/null; }
 
 # The tests that talk to them; the others leave them out where they are not.
 network: peers-network $(VENV)/test.stamp

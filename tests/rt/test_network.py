@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from claps import clap, flashes_and_claps
 from network_peers import (
     ffmpeg,
     free_port,
@@ -229,6 +230,37 @@ def test_a_push_that_nobody_takes_any_more_ends(film: Path, tmp_path: Path) -> N
     with pytest.raises(SinkError, match="cannot be reached after"):
         played(source, sink)
     sink.abort()
+
+
+@needs_nginx
+def test_what_is_pushed_is_read_in_sync(tmp_path: Path) -> None:
+    """A film, a server, a film: claps stay on their flashes."""
+    port, out = free_port(), tmp_path / "o.mp4"
+    url = f"rtmp://127.0.0.1:{port}/live/d"
+
+    def read() -> None:
+        with media.open_source(url) as far:
+            target = media.open_sink(out, far, far.height, far.width)
+            for frame in far:
+                target.write(frame)
+                if frame.pts_s > 2.5:
+                    break
+            target.close()
+
+    reader = threading.Thread(target=read)
+    with (
+        rtmp_server(tmp_path / "nginx", port),
+        media.open_source(clap(tmp_path / "a.mp4", 4, "aac")) as source,
+    ):
+        sink = media.open_sink(url, source, source.height, source.width)
+        reader.start()
+        played(source, sink)
+        reader.join(20)
+    assert sink.remarks == []
+    seen, heard = flashes_and_claps(out)
+    pairs = [(s, h) for s in seen for h in heard if abs(s - h) < 0.3]
+    assert len(pairs) >= 2
+    assert max(abs(s - h) for s, h in pairs) <= 0.04
 
 
 @needs_ffmpeg
