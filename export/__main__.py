@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, default=Path("engines"), help="folder of engines")
     build.add_argument("--name", help="folder of this engine (default: of the model and backend)")
 
+    build.add_argument(
+        "--calibration", type=Path, help="for fp8 (default: fp8.json in the checkpoint)"
+    )
     build.add_argument("--keep", choices=("all", "none"), default="all", help="of what is built")
     build.add_argument(
         "--units", type=lambda text: tuple(text.split(",")), default=(), help="with --keep none"
@@ -96,6 +100,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--steps", type=int, default=2, help="of denoising, for --dry-run")
     build.add_argument("--seats", type=int, default=1, help="sessions at once, for --dry-run")
     build.add_argument("--gpu-memory-gb", type=float, help="of the GPU, for --dry-run")
+
+    calibrated = _command(commands, "calibrate", _calibrate, "sizes of inputs, for fp8")
+    calibrated.add_argument("--model", choices=sorted(PRESETS), required=True, help="dimensions")
+    calibrated.add_argument("--checkpoint", type=Path, help="folder of weights")
+    calibrated.add_argument("--seed", type=int, help="random weights instead")
+    calibrated.add_argument("--frames", type=int, default=7, help="latent frames to run")
+    calibrated.add_argument("--height", type=int, default=128, help="pixels, a multiple of 16")
+    calibrated.add_argument("--width", type=int, default=128, help="pixels, a multiple of 16")
+    calibrated.add_argument("--out", type=Path, help="file (default: fp8.json in the checkpoint)")
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
@@ -186,6 +199,7 @@ def _build(arguments: argparse.Namespace) -> int:
         loras=tuple(arguments.lora),
         latents=arguments.latents,
         compute_capability=arguments.compute_capability,
+        calibration=_calibration(arguments),
     )
     if (arguments.dry_run or arguments.keep == "none") and not backend.hollow:
         raise ConfigError(
@@ -204,21 +218,61 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _calibration(arguments: argparse.Namespace) -> Path | None:
+    """The file that is named, or the one in the checkpoint where fp8 is asked for."""
+    from export.calibration import FILE_NAME
+
+    given: Path | None = arguments.calibration
+    if given is None and arguments.precision == "fp8" and arguments.checkpoint is not None:
+        beside: Path = arguments.checkpoint / FILE_NAME
+        return beside if beside.is_file() else None
+    return given
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from export import calibration
+    from export.build import open_chain, weights_digest
+    from export.models.presets import PRESETS
+    from export.options import Options
+
+    if (arguments.checkpoint is None) == (arguments.seed is None):
+        raise ConfigError("checkpoint, seed: got both or none, expected one")
+    if arguments.out is None and arguments.checkpoint is None:
+        raise ConfigError("out: got none, expected a file (there is no checkpoint to put it in)")
+    out = arguments.out or arguments.checkpoint / calibration.FILE_NAME
+    options = Options(
+        PRESETS[arguments.model], arguments.height, arguments.width, out.parent, "calibration",
+        backend="tensorrt-rtx", checkpoint=arguments.checkpoint, seed=arguments.seed or 0,
+    )  # fmt: skip
+    with _progress() as report:
+        amax = calibration.calibrate(options, open_chain(options), arguments.frames, report)
+    calibration.write(out, weights_digest(options), amax)
+    print(f"{out}: {len(amax)} layers, inputs up to {max(amax.values()):.3g}")
+    return 0
+
+
 def _dry_run(options: Options, arguments: argparse.Namespace) -> int:
     from export.trial import GB, memory_of
 
     memory = memory_of(options, arguments.seats, arguments.steps)
     table = Table("device memory", "GB")
-    for name in ("weights", "rings", "prompts", "caches", "values", "scratch"):
-        about = " (estimated)" if name == "scratch" else ""
-        table.add_row(name + about, f"{getattr(memory, name) / GB:.2f}")
+    about = {"text": "text encoder", "sinks": "keys of sinks", "scratch": "scratch (estimated)"}
+    for part in fields(memory):
+        size = getattr(memory, part.name) / GB
+        table.add_row(about.get(part.name, part.name), f"{size:.2f}")
     table.add_row("all", f"{memory.total / GB:.2f}")
+    without = (memory.total - memory.text) / GB
+    table.add_row("all, prompts as embeddings", f"{without:.2f}")
     Console().print(table)
-    if arguments.gpu_memory_gb is not None:
-        fits = memory.total / GB <= arguments.gpu_memory_gb
-        print(f"{'fits' if fits else 'does not fit'} into {arguments.gpu_memory_gb:g} GB")
-        return 0 if fits else 1
-    return 0
+    if (room := arguments.gpu_memory_gb) is None:
+        return 0
+    if memory.total / GB <= room:
+        print(f"fits into {room:g} GB")
+    elif without <= room:
+        print(f"fits into {room:g} GB without the text encoder (prompts as embeddings)")
+    else:
+        print(f"does not fit into {room:g} GB")
+    return 0 if without <= room else 1
 
 
 def _trial(options: Options, units: tuple[str, ...]) -> int:

@@ -34,7 +34,11 @@ class Backend:
     runs_here: Callable[[], bool] = lambda: True
 
 
-def _export_onnx(spec: PhaseSpec, may_ignore: Collection[str]) -> graphs.Graph:
+def _as_it_is(spec: PhaseSpec, _precision: str) -> PhaseSpec:
+    return spec
+
+
+def _export_onnx(spec: PhaseSpec, _precision: str, may_ignore: Collection[str]) -> graphs.Graph:
     return graphs.export_graph(
         spec.module,
         spec.arguments(),
@@ -49,25 +53,31 @@ def _plan_onnx(graph: graphs.Graph, stored: Mapping[str, Stored]) -> bytes:
     return graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored)
 
 
-def _compile(spec: PhaseSpec, may_ignore: Collection[str]) -> inductor.Package:
-    return inductor.compile_package(spec, may_ignore=may_ignore)
+def _compile(spec: PhaseSpec, precision: str, may_ignore: Collection[str]) -> inductor.Package:
+    return inductor.compile_package(spec, precision=precision, may_ignore=may_ignore)
 
 
 _ONNX = plans.Recipe(
     ".onnx",
+    _as_it_is,
     _export_onnx,
     _plan_onnx,
     lambda path: graphs.weights_of(path.read_bytes()),
     lambda path: graphs.graph_sha256(path.read_bytes()),
 )
 _PACKAGES = plans.Recipe(
-    inductor.SUFFIX, _compile, inductor.plan, inductor.weights_of, inductor.graph_sha256
+    inductor.SUFFIX,
+    inductor.in_precision,
+    _compile,
+    inductor.plan,
+    inductor.weights_of,
+    inductor.graph_sha256,
 )
 
 
 def _tensorrt(flavour: str) -> Backend:
     return Backend(
-        ("bf16", "fp16", "fp32"),
+        ("bf16", "fp16", "fp32", "fp8"),
         False,
         True,
         functools.partial(library_version, flavour),
@@ -89,7 +99,7 @@ BACKENDS = {
         _ONNX.weights_of,
     ),
     "inductor": Backend(
-        ("fp32",),
+        ("fp32", "bf16"),
         False,
         False,
         inductor.library,

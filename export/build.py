@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
 
-from export import checkpoints, lora, random_weights, tensorrt
+from export import calibration, checkpoints, lora, random_weights, tensorrt
 from export.backends import BACKENDS
 from export.given import Given, given_of, has_random_text
 from export.models.dit import Dit
@@ -31,7 +31,7 @@ from rt.manifest import Manifest, Unit
 
 VERSION = "0.1.0"
 TOKENIZER = "tokenizer.json"
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2}
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2, "fp8": 2e-1}
 """Largest absolute difference between a plan and its PyTorch unit, per precision."""
 MOTION_SMOOTHING = 0.9
 """Weight of this chunk's noise scale against the last one's (the released code's constant)."""
@@ -68,7 +68,7 @@ def build_engines(options: Options, progress: Progress = lambda *_: None) -> Bui
         if (manifest := _up_to_date(target, key)) is not None:
             return Built(target, manifest, 0, _count(manifest), up_to_date=True)
         opened = _open(given, text=has_random_text(options))
-        work = Work(options, opened, staging, TOLERANCE[options.precision])
+        work = work_of(options, opened, staging, digest)
         made = backend.make(work, progress)
         if checkpoint is None and has_random_text(options):
             checkpoints.make_tokenizer(staging / TOKENIZER)
@@ -90,10 +90,23 @@ def open_chain(options: Options) -> Opened:
     return _open(given_of(options, options.checkpoint), text=True)
 
 
+def weights_digest(options: Options) -> str:
+    """Hash of all that decides the weights of `options`."""
+    return given_of(options, options.checkpoint).digest()
+
+
 def trial_key(options: Options) -> str:
     """What decides whether something measured earlier is still true."""
     given = given_of(options, options.checkpoint)
     return _key(given.options, given.digest())
+
+
+def work_of(options: Options, opened: Opened, staging: Path, weights_sha256: str) -> Work:
+    """A build of `options` in `staging`. Raises ConfigError for a calibration that does not fit."""
+    amax = {}
+    if options.calibration is not None:
+        amax = calibration.read(options.calibration, weights_sha256)
+    return Work(options, opened, staging, TOLERANCE[options.precision], amax)
 
 
 def _open(given: Given, *, text: bool) -> Opened:
@@ -136,8 +149,13 @@ def check(options: Options) -> None:
             f"compute-capability: got {list(options.compute_capability)} for {options.backend}, "
             f"expected the GPUs to build for with {sorted(FLAVOURS)}, else none"
         )
+    if (options.precision == "fp8") != (options.calibration is not None):
+        raise ConfigError(
+            f"calibration: got {options.calibration} for {options.precision}, expected the file "
+            "of `python -m export calibrate` for fp8, else none"
+        )
     if options.backend in FLAVOURS:
-        tensorrt.check_capabilities(options.backend, options.compute_capability)
+        tensorrt.check_capabilities(options.backend, options.compute_capability, options.precision)
     for name, size in (("height", options.height), ("width", options.width)):
         if size < 16 or size % 16:
             raise ConfigError(f"{name}: got {size}, expected a multiple of 16 pixels")
@@ -158,6 +176,7 @@ def exporter() -> str:
         "units",
         "onnx",
         "precision",
+        "quantize",
         "inductor",
         "tensorrt",
         "engines",
@@ -183,6 +202,8 @@ def _key(options: Options, weights_sha256: str) -> str:
     facts = asdict(options)
     for name in ("out", "checkpoint", "seed", "base", "loras", "latents"):
         del facts[name]
+    if options.calibration is not None:
+        facts["calibration"] = records.sha256_of(options.calibration)
     facts |= {
         "schema": records.SCHEMA,
         "exporter": exporter(),

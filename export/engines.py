@@ -21,7 +21,8 @@ from export import tensorrt
 from export.onnx import PREFIX, Graph, Stored
 from export.options import Made, Progress, Work
 from export.plans import may_ignore
-from export.precision import at_precision, dtype_of, weight_types
+from export.precision import at_precision, dtype_of, weight_facts
+from export.quantize import E4M3, is_scale, layer_of, narrow_weight, quantised, scale_of
 from export.sources import release
 from export.staging import write_whole
 from export.tensorrt import Builder, Expected, peak_memory, weight_bytes
@@ -119,7 +120,7 @@ class Making:
             ignores=tuple(name for name in spec.input_names if name not in read),
             weights={
                 PREFIX + n: (s.file, s.offset, s.length, s.dtype, s.shape)
-                for n in weight_types(graph)
+                for n in weight_facts(graph)
                 for s in (stored[n],)
             },
         )
@@ -195,22 +196,32 @@ class Making:
             graph = tensorrt.drop_ignored(graph, may_ignore(phase, spec))
             if unit.kind != "block" or self.work.options.precision == "fp32":
                 graph = graphs.write_out_attention(graph)
-            self.exported[place] = tensorrt.lower(at_precision(graph, self.work.options.precision))
+            graph = at_precision(graph, self.work.options.precision)
+            if unit.kind == "block" and self.work.options.precision == "fp8":
+                graph = quantised(graph)
+            self.exported[place] = tensorrt.lower(graph)
         return self.exported[place]
 
-    def weight_types(self, unit: UnitSpec, phase: str) -> dict[str, str]:
-        """Type of each weight that a unit's graph reads."""
-        return weight_types(self._graph(unit, phase, unit.phases[phase]))
+    def weight_facts(self, unit: UnitSpec, phase: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of each weight that a unit's graph reads."""
+        return weight_facts(self._graph(unit, phase, unit.phases[phase]))
 
     def weight(self, unit: UnitSpec, phase: str, name: str, dtype: str) -> Tensor:
         """One weight as `dtype`. Raises CheckpointError where that is not finite."""
-        stored = self.work.opened.read(unit, phase, name).detach()
+        layer = layer_of(name)
+        stored = self.work.opened.read(
+            unit, phase, f"{layer}.weight" if is_scale(name) else name
+        ).detach()
+        if is_scale(name):
+            stored = scale_of(name, stored, self.work.amax[f"{unit.name}.{layer}"])
+        elif dtype == E4M3:
+            stored = narrow_weight(stored)
         tensor = torch.empty(stored.shape, dtype=getattr(torch, dtype)).copy_(stored)
         release(stored)
         del stored  # with the parts below, a table of 4 GB takes 6 and not 12 on its way
         flat = tensor.view(-1)
         starts = range(0, len(flat), _PART)
-        if not all(flat[start : start + _PART].isfinite().all() for start in starts):
+        if not all(flat[s : s + _PART].float().isfinite().all() for s in starts):
             raise CheckpointError(f"weights NaN or infinite in {dtype}: {unit.name}.{name}")
         return tensor
 
@@ -224,11 +235,9 @@ class Making:
         named: dict[str, dict[str, str]] = {}
         for unit in self.work.opened.chain.units:
             here = named[unit.name] = {}
-            for phase, spec in unit.phases.items():
-                tensors = spec.module.state_dict()
-                for name, dtype in self.weight_types(unit, phase).items():
+            for phase in unit.phases:
+                for name, fact in self.weight_facts(unit, phase).items():
                     label = here[name] = f"{unit.name}.{name}"
-                    fact = dtype, tuple(tensors[name].shape)
                     assert shapes.setdefault(label, fact) == fact, label
                     places[label] = unit, phase, name
             if lost := set().union(*(p.module.state_dict() for p in unit.phases.values())) - set(

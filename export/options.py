@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,8 @@ class Options:
     seeded random weights, written to `checkpoints` beside `out`. `compute_capability` is of the
     GPUs that a compiled plan is for, e.g. ("8.9",). `base` is a folder that has what is not beside
     the DiT (VAE, text encoder, tokenizer). `loras` are files and weights, merged into the DiT.
+    `calibration` is the file that says how large
+    the inputs of the linear layers are, which fp8 needs.
     """
 
     config: ModelConfig
@@ -44,6 +46,7 @@ class Options:
     base: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
     latents: Latents = "auto"
+    calibration: Path | None = None
 
     @property
     def frames(self) -> int:
@@ -60,13 +63,15 @@ class Options:
 class Work:
     """A build under way: what is asked for, the chain with its weights, and the folder to fill.
 
-    `tolerance` is the largest difference that a plan may have to its PyTorch unit.
+    `tolerance` is the largest difference that a plan may have to its PyTorch unit; `amax` the
+    largest input of each linear layer, at fp8.
     """
 
     options: Options
     opened: Opened
     staging: Path
     tolerance: float
+    amax: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

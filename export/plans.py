@@ -23,11 +23,14 @@ from rt.manifest import Plan
 class Recipe:
     """How a graph becomes a plan file, and how a plan is read.
 
-    `export(spec, may_ignore)` gives what `plan` takes, once for all units that share a graph.
+    `typed(spec, precision)` has the types that bindings have at that precision.
+    `export(spec, precision, may_ignore)` gives what `plan` takes, once for all units that share a
+    graph.
     """
 
     suffix: str
-    export: Callable[[PhaseSpec, Collection[str]], Any]
+    typed: Callable[[PhaseSpec, str], PhaseSpec]
+    export: Callable[[PhaseSpec, str, Collection[str]], Any]
     plan: Callable[[Any, Mapping[str, Stored]], bytes]
     weights_of: Callable[[Path], dict[str, Stored]]
     graph_sha256: Callable[[Path], str]
@@ -51,8 +54,9 @@ def make(recipe: Recipe, work: Work, progress: Progress) -> Made:
     units: dict[str, dict[str, Plan]] = {}
     done = 0
     for unit in chain.units:
-        for phase, spec in unit.phases.items():
+        for phase, given in unit.phases.items():
             progress(f"{unit.name} {phase}", done, total)
+            spec = recipe.typed(given, work.options.precision)
             plan = _write_plan(state, unit, phase, spec)
             units.setdefault(unit.name, {})[phase] = plan
             done += 1
@@ -93,7 +97,9 @@ def _graph(state: _Making, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Any:
     """The graph of a unit, exported once for all units that share it."""
     place = unit.graph, phase
     if place not in state.exported:
-        state.exported[place] = state.recipe.export(spec, may_ignore(phase, spec))
+        state.exported[place] = state.recipe.export(
+            spec, state.work.options.precision, may_ignore(phase, spec)
+        )
     return state.exported[place]
 
 

@@ -16,8 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx import PREFIX, Graph
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Precision of an engine -> type of the values along its chain."""
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "bfloat16"}
+"""Precision of an engine -> type of the values along its chain. At fp8 the products by weights in
+blocks are e4m3 inside (export/quantize.py), and nothing else.
+"""
 WIDE_VALUES = frozenset(
     {
         "pixels", "latent", "noisy", "velocity", "clean", "restyled", "embeddings", "token_mask",
@@ -39,6 +41,7 @@ _ELEMENTS = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "bfloat16": TensorProto.BFLOAT16,
+    "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
 }
 _WIDE_WEIGHTS = ("modulation", "gamma")
 
@@ -55,11 +58,14 @@ def at_precision(graph: Graph, precision: str) -> Graph:
     return _Pass(graph, _ELEMENTS[DTYPES[precision]]).run()
 
 
-def weight_types(graph: Graph) -> dict[str, str]:
-    """Type of each weight of a graph, by the name that the module gives it."""
+def weight_facts(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each weight of a graph, by the name that the module gives it."""
     names = {number: name for name, number in _ELEMENTS.items()}
     return {
-        value.name.removeprefix(PREFIX): names[value.type.tensor_type.elem_type]
+        value.name.removeprefix(PREFIX): (
+            names[value.type.tensor_type.elem_type],
+            tuple(d.dim_value for d in value.type.tensor_type.shape.dim),
+        )
         for value in graph.model.graph.input
         if value.name.startswith(PREFIX)
     }

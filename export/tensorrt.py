@@ -27,6 +27,8 @@ from rt.errors import ConfigError, Error
 _TRT = "trt"
 """Any domain serves: the parser knows its own operators by name."""
 _WORKSPACE = 8 << 30
+_FIRST = {"bf16": 8.0, "fp8": 8.9}
+"""Precision -> the first compute capability that has arithmetic of it."""
 _TABLES = 1 << 20
 """Constants that a small graph may have: angles, indices."""
 
@@ -125,7 +127,11 @@ class Builder:
         finally:
             self._write_log(logger)
         if data is None:
-            raise Error(f"{self._flavour} builds no engine: {_reason(logger)}")
+            raise Error(
+                f"{self._flavour} builds no engine for {', '.join(self._capabilities)}: "
+                f"{_reason(logger)}; leave a GPU out of --compute-capability, or ask for another "
+                f"--precision (all it said is in {self._log})"
+            )
         if ignored := [text for _, text in logger.said if "nused Input" in text]:
             raise Error(f"{self._flavour} passes over an input: {ignored[0]}")
         if self._flavour == "tensorrt":
@@ -199,13 +205,20 @@ def weight_bytes(model: onnx.ModelProto) -> int:
     )
 
 
-def check_capabilities(flavour: str, names: Sequence[str]) -> None:
-    """Raise ConfigError for a GPU that the library does not build for, or without the library."""
+def check_capabilities(flavour: str, names: Sequence[str], precision: str) -> None:
+    """Raise ConfigError for a GPU that the library does not build for, or that has no arithmetic of
+    the precision; or without the library.
+    """
     known = _capabilities(library(flavour))
     for name in names:
         if known and name not in known:
             said = f"got {name!r}, expected of {sorted(known, key=float)} for {flavour}"
             raise ConfigError(f"compute-capability: {said}")
+        if float(name) < (first := _FIRST.get(precision, 0.0)):
+            raise ConfigError(
+                f"compute-capability: got {name!r} with precision {precision}, which GPUs have "
+                f"from {first} on; leave it out, or use --precision fp16"
+            )
 
 
 def _capabilities(trt: ModuleType) -> dict[str, Any]:

@@ -205,15 +205,38 @@ def executor(manifest: Manifest, directory: Path, plan: Plan) -> Callable[[Array
 
 
 def run_bound(engine: Engine, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Bind copies of `feeds` and fresh outputs, run once, give outputs and next states by name."""
+    """Bind copies of `feeds` and fresh outputs, run once, give outputs and next states by name.
+
+    Values that are bfloat16 in the plan are float32 in `feeds` and in what is given.
+    """
     rows = next(iter(feeds.values())).shape[0]
-    arrays = {name: array.copy() for name, array in feeds.items()}
-    results: Arrays = {b.name: np.zeros(concrete(b.shape, rows), b.dtype) for b in plan.outputs}
+    kinds = {b.name: b.dtype for b in (*plan.inputs, *plan.outputs)}
+    kinds |= {name: s.dtype for s in plan.state for name in (s.input, s.output)}
+    arrays = {
+        name: _stored(array, kinds.get(name, str(array.dtype))) for name, array in feeds.items()
+    }
+    results: Arrays = {
+        b.name: _stored(np.zeros(concrete(b.shape, rows), np.float32), b.dtype)
+        for b in plan.outputs
+    }
     for s in plan.state:
-        fresh = np.zeros(concrete(s.shape, rows), s.dtype)
+        fresh = _stored(np.zeros(concrete(s.shape, rows), np.float32), s.dtype)
         results[s.output] = arrays[s.input] if s.mode == "alias" else fresh
     engine.bind(arrays | results)()
-    return results
+    return {name: _seen(array, kinds[name]) for name, array in results.items()}
+
+
+def _stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """A copy of the type of a binding; NumPy has no bfloat16, whose bits are uint16."""
+    if dtype == "bfloat16":
+        return torch.from_numpy(array).bfloat16().view(torch.uint16).numpy()
+    return array.astype(dtype)
+
+
+def _seen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    if dtype == "bfloat16":
+        return torch.from_numpy(array).view(torch.bfloat16).float().numpy()
+    return array
 
 
 def session(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:

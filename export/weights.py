@@ -22,8 +22,8 @@ from export.staging import write_whole
 from export.units import Chain
 
 FILE_NAME = "weights.safetensors"
-_SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3"}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 _ALIGNMENT = 64
 
 

@@ -206,13 +206,16 @@ class Manifest:
     prompt: tuple[Unit, ...]
     chain: tuple[Unit, ...]
 
-    def rebuild_command(self) -> str:
-        """The command that makes this directory again."""
+    def rebuild_command(self, compute_capability: str = "") -> str:
+        """The command that makes this directory again, for the GPUs that it was made for or, like
+        "8.9", another.
+        """
         g, w = self.geometry, self.window
         target = ""
         if self.backend.startswith("tensorrt") and self.gpu_architecture is not None:
             gpus = self.gpu_architecture.replace("sm_", "").split(",")
-            target = f" --compute-capability {','.join(f'{g[:-1]}.{g[-1]}' for g in gpus)}"
+            own = ",".join(f"{g[:-1]}.{g[-1]}" for g in gpus)
+            target = f" --compute-capability {compute_capability or own}"
         return (
             f"python -m export build-engines --model {self.model} --name {self.name} "
             f"--backend {self.backend} --precision {self.precision} "
@@ -269,6 +272,13 @@ def sign(directory: Path) -> None:
     """Write the hash of `manifest.json` beside it, as `sha256sum --check` reads it."""
     digest = sha256_of(directory / FILE_NAME)
     (directory / DIGEST_NAME).write_text(f"{digest}  {FILE_NAME}\n")
+
+
+def mending(directory: Path, compute_capability: str = "") -> str:
+    """What to do about an engine that does not fit, for the end of a message."""
+    if not (directory / FILE_NAME).is_file():
+        return "build the engine again"
+    return f"mend it with: {read(directory).rebuild_command(compute_capability)}"
 
 
 def check_files(manifest: Manifest, directory: Path) -> None:

@@ -14,7 +14,7 @@ from micro_engine import MICRO, MICRO_WAN, SIZE, remembered_exports
 from export import onnx as graphs
 from export.onnx import PREFIX, Graph, lower_for_onnxruntime, write_out_attention
 from export.plans import may_ignore
-from export.precision import WIDE_VALUES, at_precision, dtype_of, rounded, weight_types
+from export.precision import WIDE_VALUES, at_precision, dtype_of, rounded, weight_facts
 from export.units import PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from export.verify import difference
 
@@ -78,8 +78,8 @@ def test_products_are_low_and_normalisations_wide(units: dict[str, UnitSpec]) ->
         if low or wide:
             kind = onnx.TensorProto.BFLOAT16 if low else onnx.TensorProto.FLOAT
             assert types[node.output[0]] == kind, node.op_type
-    weights = weight_types(at_precision(graph, "bf16"))
-    assert {n for n, t in weights.items() if t == "float32"} == {
+    weights = weight_facts(at_precision(graph, "bf16"))
+    assert {n for n, (t, _) in weights.items() if t == "float32"} == {
         "modulation", "norm3.weight", "norm3.bias",
         "self_attn.norm_q.weight", "self_attn.norm_k.weight", "cross_attn.norm_q.weight",
     }  # fmt: skip

@@ -292,6 +292,10 @@ def test_a_query_that_is_scaled_inside_is_refused() -> None:
     [
         ({"compute_capability": ()}, "compute-capability: got"),
         ({"compute_capability": ("9.0",)}, "compute-capability: got '9.0'"),
+        (
+            {"compute_capability": ("8.9", "7.5")},
+            r"'7.5' with precision bf16.* leave it out, or use",
+        ),
         ({"compute_capability": ("huge",)}, "compute-capability: got 'huge'"),
         ({"backend": "onnxruntime", "precision": "fp32"}, "compute-capability: got"),
         ({"precision": "fp4"}, "precision: got 'fp4'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,15 @@ def test_memory_is_counted(options: Options) -> None:
     three = memory_of(options, seats=3, steps=2)
     assert (three.rings, three.caches) == (3 * one.rings, 3 * one.caches)
     assert (three.weights, three.values, three.scratch) == (one.weights, one.values, one.scratch)
-    assert one.total == sum(
-        (one.weights, one.rings, one.prompts, one.caches, one.values, one.scratch)
-    )
+    time, sinks = 2 * dit.rope_pairs[0], 3
+    assert one.sinks == 2 * dit.blocks * dit.heads * sinks * tokens * time * 2
+    assert one.total == sum(getattr(one, part.name) for part in fields(one))
+    fp8 = memory_of(replace(options, precision="fp8", calibration=Path("x")), seats=1, steps=2)
+    d, f = dit.width, dit.ffn
+    assert one.weights - fp8.weights == dit.blocks * (6 * d * d + 2 * d * f)
+    assert one.text == fp8.text > 0
+    small = memory_of(replace(options, max_batch=1), seats=1, steps=2)
+    assert small.scratch < one.scratch
 
 
 def test_a_dry_run_says_whether_it_fits(

@@ -15,7 +15,9 @@ import pytest
 import torch
 from micro_engine import MICRO
 
+from export import backends as export_backends
 from export import inductor, verify
+from export.build import TOLERANCE
 from export.onnx import Stored, weights_of
 from export.units import PhaseSpec, parts_of, wan_chain
 from export.verify import run, run_bound, session
@@ -102,6 +104,30 @@ def test_no_weight_is_in_a_package(packages: Packages) -> None:
         sample = weights[offset : offset + min(length, 64)]
         assert file == "weights.safetensors"
         assert len(set(sample)) < 8 or sample not in inside
+
+
+def test_a_plan_at_bfloat16_runs_over_its_bits(
+    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a build makes it: NumPy has no bfloat16, so its arrays are of uint16."""
+    recipe = export_backends._PACKAGES
+    monkeypatch.setattr(inductor, "_OPTIONS", inductor._OPTIONS | QUICK)
+    chain = verify.twin(packages.made, packages.engine, MICRO, True)
+    unit = next(u for u in chain.units if u.name == "prompt_kv_1")
+    spec = unit.phases["step"]
+    typed = recipe.typed(spec, "bf16")
+    assert {b.dtype for b in typed.outputs} == {"bfloat16"}
+    (old,) = (u for u in packages.made.prompt if u.name == unit.name)
+    stored = weights_of((packages.engine / old.plans["step"].file).read_bytes())
+    path = tmp_path / "unit.pt2"
+    path.write_bytes(recipe.plan(recipe.export(typed, "bf16", ()), stored))
+    shutil.copy(packages.engine / "weights.safetensors", tmp_path)
+    plan = replace(old.plans["step"], file=path.name, inputs=typed.inputs, outputs=typed.outputs)
+    feeds = verify.random_inputs(packages.made, plan, 1, "x")
+    got = run_bound(InductorBackend(1).load(tmp_path, plan), plan, feeds)
+    expected = verify.run_module(spec, feeds)
+    worst = max(verify.difference(got[n], expected[n]) for n in expected)
+    assert 1e-4 < worst <= TOLERANCE["bf16"]
 
 
 class Mixed:

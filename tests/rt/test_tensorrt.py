@@ -6,6 +6,7 @@ The stand-in keeps what it is told; no engine runs here.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rt import manifest
 from rt.backends import tensorrt
 from rt.backends.tensorrt import Arena, Card, TensorRtBackend
 from rt.errors import ConfigError, EngineMismatch
@@ -166,7 +168,7 @@ def test_blocks_share_an_engine_its_contexts_and_nothing_else(world: SimpleNames
     [
         ({"library": "tensorrt-rtx 1.6"}, "is for tensorrt-rtx 1.6, here is tensorrt-rtx 1.7.1"),
         ({"compute_capability": ("12.0",)}, "is for GPUs 12.0, here is 8.9"),
-        ({"engine": "weights"}, "refuses it; build the engine again"),
+        ({"engine": "weights"}, "refuses it; mend"),
         ({"weights": {"unit.w": ("weights", 48, 32, "bfloat16", (4, 4))}}, "ends before 80 bytes"),
     ],
 )
@@ -174,9 +176,25 @@ def test_what_does_not_fit_is_one_line(
     world: SimpleNamespace, changes: dict[str, Any], said: str
 ) -> None:
     backend = TensorRtBackend("tensorrt-rtx")
+    tiny = manifest.read(Path("engines/tiny"))
+    manifest.write(
+        replace(tiny, backend="tensorrt-rtx", precision="bf16", gpu_architecture="sm_120"),
+        world.folder,
+    )
     with pytest.raises(EngineMismatch, match=said) as caught:
         backend.load(world.folder, plan(world.folder, **changes))
     assert "\n" not in str(caught.value)
+    if "ends before" not in said:
+        command = str(caught.value).split("mend it with: ")[1]
+        gpu = "8.9" if "GPUs" in said else "12.0"
+        assert command.startswith("python -m export build-engines --model tiny ")
+        assert command.endswith(f"--window 6 --sinks 3 --compute-capability {gpu}")
+
+
+def test_without_a_manifest_it_is_to_be_built_again(world: SimpleNamespace) -> None:
+    backend = TensorRtBackend("tensorrt-rtx")
+    with pytest.raises(EngineMismatch, match=r"here is 8\.9; build the engine again"):
+        backend.load(world.folder, plan(world.folder, compute_capability=("12.0",)))
 
 
 def test_bindings_that_differ_are_named(world: SimpleNamespace) -> None:

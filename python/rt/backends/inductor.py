@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import EngineMismatch
 from ..frame import Array
-from ..manifest import Plan
+from ..manifest import Plan, mending
 from .base import Engine, Launch
 
 CARD = "plan.json"
@@ -213,7 +213,9 @@ def _run(loader: Loader, inputs: list[Tensor], _alive: tuple[Array, ...]) -> Non
 def _check(path: Path, card: Card, index: int) -> None:
     """Refuse a package of another torch or another processor: it may crash instead of failing."""
     if card.torch != torch.__version__:
-        raise EngineMismatch(f"{path} is for torch {card.torch}, here is {torch.__version__}")
+        raise EngineMismatch(
+            f"{path} is for torch {card.torch}, here is {torch.__version__}; {mending(path.parent)}"
+        )
     if not card.device.startswith("sm_"):
         here = host()
     elif torch.cuda.is_available():
@@ -221,7 +223,9 @@ def _check(path: Path, card: Card, index: int) -> None:
     else:
         here = "no GPU"
     if card.device != here:
-        raise EngineMismatch(f"{path} is compiled for {card.device}, here is {here}")
+        raise EngineMismatch(
+            f"{path} is compiled for {card.device}, here is {here}; {mending(path.parent)}"
+        )
 
 
 def _tensor(array: Array) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import ConfigError, EngineMismatch
 from ..frame import Array
-from ..manifest import Plan
+from ..manifest import Plan, mending
 from .base import Engine, Launch, library_name
 
 
@@ -225,15 +225,20 @@ class TensorRtBackend:
         card = read_card(directory / plan.file)
         here = library_version(self.name)
         if card.library != here:
-            raise EngineMismatch(f"{plan.file} is for {card.library}, here is {here}")
+            raise EngineMismatch(
+                f"{plan.file} is for {card.library}, here is {here}; {mending(directory)}"
+            )
         if self._gpu not in card.compute_capability:
             wanted = ", ".join(card.compute_capability)
-            raise EngineMismatch(f"{plan.file} is for GPUs {wanted}, here is {self._gpu}")
+            raise EngineMismatch(
+                f"{plan.file} is for GPUs {wanted}, here is {self._gpu}; "
+                f"{mending(directory, self._gpu)}"
+            )
         path = directory / card.engine
         if path not in self._engines:
             engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
-                raise EngineMismatch(f"{path}: {here} refuses it; build the engine again")
+                raise EngineMismatch(f"{path}: {here} refuses it; {mending(directory)}")
             self._engines[path] = Loaded(self._trt, self._cupy, engine, self._arena)
         weights = {name: self._weight(directory, place) for name, place in card.weights.items()}
         return TensorRtEngine(self._engines[path], weights, card.ignores, plan.file)
