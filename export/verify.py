@@ -213,27 +213,28 @@ def run_bound(engine: Engine, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> 
     kinds = {b.name: b.dtype for b in (*plan.inputs, *plan.outputs)}
     kinds |= {name: s.dtype for s in plan.state for name in (s.input, s.output)}
     arrays = {
-        name: _stored(array, kinds.get(name, str(array.dtype))) for name, array in feeds.items()
+        name: as_bound(array, kinds.get(name, str(array.dtype))) for name, array in feeds.items()
     }
     results: Arrays = {
-        b.name: _stored(np.zeros(concrete(b.shape, rows), np.float32), b.dtype)
+        b.name: as_bound(np.zeros(concrete(b.shape, rows), np.float32), b.dtype)
         for b in plan.outputs
     }
     for s in plan.state:
-        fresh = _stored(np.zeros(concrete(s.shape, rows), np.float32), s.dtype)
+        fresh = as_bound(np.zeros(concrete(s.shape, rows), np.float32), s.dtype)
         results[s.output] = arrays[s.input] if s.mode == "alias" else fresh
     engine.bind(arrays | results)()
-    return {name: _seen(array, kinds[name]) for name, array in results.items()}
+    return {name: as_float(array, kinds[name]) for name, array in results.items()}
 
 
-def _stored(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def as_bound(array: NDArray[Any], dtype: str) -> NDArray[Any]:
     """A copy of the type of a binding; NumPy has no bfloat16, whose bits are uint16."""
     if dtype == "bfloat16":
         return torch.from_numpy(array).bfloat16().view(torch.uint16).numpy()
     return array.astype(dtype)
 
 
-def _seen(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """The same back: float32 where the binding is bfloat16."""
     if dtype == "bfloat16":
         return torch.from_numpy(array).view(torch.bfloat16).float().numpy()
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -40,6 +41,21 @@ def test_nothing_is_kept_and_blocks_share_what_was_built(options: Options) -> No
     assert found["block_1 step"].weights == 2 * low + 4 * wide
     assert not [path for path in options.out.rglob("*") if path.is_file()]
     assert trial.peak_bytes >= max(entry.peak_bytes for entry in found.values())
+
+
+def test_two_blocks_of_the_largest_model_take_the_memory_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """wan-14b at its full size: the first and the last block, and what a device needs for all."""
+    command = ["build-engines", "--model", "wan-14b", "--seed", "0", "--height", "480"]
+    command += ["--width", "832", "--backend", "tensorrt-rtx", "--precision", "bf16"]
+    command += ["--compute-capability", "8.9", "--out", str(tmp_path)]
+    assert cli.main([*command, "--keep", "none", "--units", "block_0,block_39"]) == 0
+    told = capsys.readouterr().out
+    assert int(re.search(r"peak RSS (\d+) MB", told)[1]) <= 12_000
+    assert told.count("598.0") == 2  # each 299 million weights of two bytes
+    assert cli.main([*command, "--dry-run", "--gpu-memory-gb", "80"]) == 0
+    assert "fits into 80 GB" in capsys.readouterr().out
 
 
 def test_a_unit_that_is_not_there(options: Options) -> None:
