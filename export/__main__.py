@@ -7,24 +7,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from export import prepare
+from export.gpu_commands import calibrate, calibration_of, dry_run, progress_bar, trial
 from rt import manifest as records
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
 
 if TYPE_CHECKING:
-    from export.options import Options
     from export.verify import Difference
 
 
@@ -101,10 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--seats", type=int, default=1, help="sessions at once, for --dry-run")
     build.add_argument("--gpu-memory-gb", type=float, help="of the GPU, for --dry-run")
 
-    calibrated = _command(commands, "calibrate", _calibrate, "sizes of inputs, for fp8")
+    calibrated = _command(commands, "calibrate", calibrate, "sizes of inputs, for fp8")
     calibrated.add_argument("--model", choices=sorted(PRESETS), required=True, help="dimensions")
     calibrated.add_argument("--checkpoint", type=Path, help="folder of weights")
     calibrated.add_argument("--seed", type=int, help="random weights instead")
+    calibrated.add_argument("--base", type=Path, help="folder of what is not beside the checkpoint")
+    calibrated.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="PATH[:WEIGHT]", help="to merge"
+    )
     calibrated.add_argument("--frames", type=int, default=7, help="latent frames to run")
     calibrated.add_argument("--height", type=int, default=128, help="pixels, a multiple of 16")
     calibrated.add_argument("--width", type=int, default=128, help="pixels, a multiple of 16")
@@ -199,119 +199,23 @@ def _build(arguments: argparse.Namespace) -> int:
         loras=tuple(arguments.lora),
         latents=arguments.latents,
         compute_capability=arguments.compute_capability,
-        calibration=_calibration(arguments),
+        calibration=calibration_of(arguments),
     )
     if (arguments.dry_run or arguments.keep == "none") and not backend.hollow:
         raise ConfigError(
             f"dry-run, keep: got them for {arguments.backend}, expected a TensorRT backend"
         )
     if arguments.dry_run:
-        return _dry_run(options, arguments)
+        return dry_run(options, arguments)
     if arguments.keep == "none":
-        return _trial(options, arguments.units)
-    with _progress() as report:
+        return trial(options, arguments.units)
+    with progress_bar() as report:
         built = build_engines(options, report)
     if built.up_to_date:
         print(f"{built.directory}: up to date, {built.reused} plans")
     else:
         print(f"{built.directory}: {built.built} plans built, {built.reused} found finished")
     return 0
-
-
-def _calibration(arguments: argparse.Namespace) -> Path | None:
-    """The file that is named, or the one in the checkpoint where fp8 is asked for."""
-    from export.calibration import FILE_NAME
-
-    given: Path | None = arguments.calibration
-    if given is None and arguments.precision == "fp8" and arguments.checkpoint is not None:
-        beside: Path = arguments.checkpoint / FILE_NAME
-        return beside if beside.is_file() else None
-    return given
-
-
-def _calibrate(arguments: argparse.Namespace) -> int:
-    from export import calibration
-    from export.build import open_chain, weights_digest
-    from export.models.presets import PRESETS
-    from export.options import Options
-
-    if (arguments.checkpoint is None) == (arguments.seed is None):
-        raise ConfigError("checkpoint, seed: got both or none, expected one")
-    if arguments.out is None and arguments.checkpoint is None:
-        raise ConfigError("out: got none, expected a file (there is no checkpoint to put it in)")
-    out = arguments.out or arguments.checkpoint / calibration.FILE_NAME
-    options = Options(
-        PRESETS[arguments.model], arguments.height, arguments.width, out.parent, "calibration",
-        backend="tensorrt-rtx", checkpoint=arguments.checkpoint, seed=arguments.seed or 0,
-    )  # fmt: skip
-    with _progress() as report:
-        amax = calibration.calibrate(options, open_chain(options), arguments.frames, report)
-    calibration.write(out, weights_digest(options), amax)
-    print(f"{out}: {len(amax)} layers, inputs up to {max(amax.values()):.3g}")
-    return 0
-
-
-def _dry_run(options: Options, arguments: argparse.Namespace) -> int:
-    from export.trial import GB, memory_of
-
-    memory = memory_of(options, arguments.seats, arguments.steps)
-    table = Table("device memory", "GB")
-    about = {"text": "text encoder", "sinks": "keys of sinks", "scratch": "scratch (estimated)"}
-    for part in fields(memory):
-        size = getattr(memory, part.name) / GB
-        table.add_row(about.get(part.name, part.name), f"{size:.2f}")
-    table.add_row("all", f"{memory.total / GB:.2f}")
-    without = (memory.total - memory.text) / GB
-    table.add_row("all, prompts as embeddings", f"{without:.2f}")
-    Console().print(table)
-    if (room := arguments.gpu_memory_gb) is None:
-        return 0
-    if memory.total / GB <= room:
-        print(f"fits into {room:g} GB")
-    elif without <= room:
-        print(f"fits into {room:g} GB without the text encoder (prompts as embeddings)")
-    else:
-        print(f"does not fit into {room:g} GB")
-    return 0 if without <= room else 1
-
-
-def _trial(options: Options, units: tuple[str, ...]) -> int:
-    from export.trial import build_and_delete
-
-    started = time.monotonic()
-    with _progress() as report:
-        trial = build_and_delete(options, units, report)
-    table = Table("unit", "engine MB", "weights MB", "seconds", "peak RSS MB", "layers")
-    for name, e in trial.found:
-        sizes = (f"{e.bytes / 1e6:.1f}", f"{e.weights / 1e6:.1f}")
-        numbers = (*sizes, f"{e.seconds:.1f}", f"{e.peak_bytes / 1e6:.0f}", str(e.layers))
-        table.add_row(name, *numbers)
-    Console().print(table)
-    peak = trial.peak_bytes / 1e6
-    print(
-        f"{time.monotonic() - started:.0f} s, peak RSS {peak:.0f} MB, "
-        f"plan {trial.share:.3f} x weights; nothing kept"
-    )
-    return 0
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, where a terminal is attached."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<20}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(text: str, done: int, total: int) -> None:
-            bar.update(task, description=text, completed=done, total=total)
-
-        yield report
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -360,14 +264,14 @@ def _of_graphs(arguments: argparse.Namespace) -> Iterator[Difference]:
         name=arguments.model,
         seed=arguments.seed,
     )
-    with _progress() as report:
+    with progress_bar() as report:
         yield from verify_graphs(options, arguments.units, report)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     from export.tiny.run import run
 
-    with _progress() as report:
+    with progress_bar() as report:
         done = run(
             arguments.out,
             arguments.stage,

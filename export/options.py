@@ -26,8 +26,7 @@ class Options:
     seeded random weights, written to `checkpoints` beside `out`. `compute_capability` is of the
     GPUs that a compiled plan is for, e.g. ("8.9",). `base` is a folder that has what is not beside
     the DiT (VAE, text encoder, tokenizer). `loras` are files and weights, merged into the DiT.
-    `calibration` is the file that says how large
-    the inputs of the linear layers are, which fp8 needs.
+    `calibration` is the file that says how large the inputs of the linear layers are, for fp8.
     """
 
     config: ModelConfig
