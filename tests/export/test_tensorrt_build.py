@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from export import tensorrt
 from export.build import Built, build_engines
-from export.engines import LOG, REPORT
+from export.engines import LOG, MODEL, REPORT, Entry, check_once
 from export.onnx import Graph
 from export.options import Options
 from export.precision import at_precision
@@ -122,6 +122,16 @@ def test_a_second_build_finds_it_up_to_date(built: Built, source: Path) -> None:
     assert build_engines(options).up_to_date
 
 
+def test_a_plan_that_holds_its_weights_twice_is_refused(built: Built) -> None:
+    entries = [Entry(**line) for line in json.loads((built.directory / REPORT).read_text())]
+    held = [replace(entry, bytes=MODEL // 20 // len(entries) - 1) for entry in entries]
+    assert 1 < check_once(held, MODEL) <= 1.05
+    held[0] = replace(held[0], bytes=held[0].bytes + MODEL // 100)
+    with pytest.raises(Error, match=r"a plan of 1\.06. times its weights, expected at most 1\.05"):
+        check_once(held, MODEL)
+    assert check_once(held, MODEL // 2) > 1.05  # a small model is smaller than its code
+
+
 def test_other_gpus_are_another_engine(
     built: Built, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +211,11 @@ def copy_a_ring(model: onnx.ModelProto) -> None:
     write.input[0] = "copied"
 
 
+def keep_a_weight_inside(model: onnx.ModelProto) -> None:
+    tensor = onnx.numpy_helper.from_array(np.zeros((2, 1 << 18), np.float32), "inside")
+    model.graph.initializer.append(tensor)
+
+
 def let_it_decompose(model: onnx.ModelProto) -> None:
     node = next(n for n in model.graph.node if n.op_type == "TRT_Attention")
     node.attribute[0].i = 1
@@ -228,6 +243,7 @@ def write_it_out(model: onnx.ModelProto) -> None:
         (drop_the_mask, "unused input 'mask'"),
         (swap_the_rings, "rings .*declared"),
         (copy_a_ring, "rings .*declared"),
+        (keep_a_weight_inside, "bytes of constants beside .* of weights; make them inputs"),
         (let_it_decompose, "1 attentions are one kernel, expected 2"),
         (write_it_out, "1 attentions are one kernel, expected 2"),
     ],
