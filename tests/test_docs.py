@@ -62,7 +62,7 @@ def test_command_lines_parse(page: str, module: str, given: list[str]) -> None:
     rest: list[str] = []
     if module == "rt.stream":  # What a page may leave out because it is about something else.
         for names, value in (
-            (["--prompt"], "x"),
+            (["--prompt", "--prompt-embedding"], "x"),
             (["--output"], "o"),
             (["--input", "--scene"], "i"),
         ):
