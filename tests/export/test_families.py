@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,20 +20,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from export import checkpoints, formats, layout, random_weights
+from export import checkpoints, formats, inspect, layout, random_weights
 from export.formats import State
+from export.given import given_of
 from export.models import taehv, vae
 from export.models.dit import checkpoint_shapes, rope_axis
 from export.models.presets import (
     PRESETS,
+    WAN_LATENTS,
     DitConfig,
     ModelConfig,
     Sampling,
     TaehvConfig,
     TextConfig,
     VaeConfig,
+    latents_of,
 )
 from export.models.vae import diffusers_to_original
+from export.options import Options
 from export.units import Parts
 from rt.errors import CheckpointError, Error
 
@@ -252,6 +257,78 @@ def test_a_taehv_takes_the_place_of_the_vae(modules: Modules, written: dict[str,
 def test_what_the_encoder_gives_belongs_to_the_family(written: dict[str, Path]) -> None:
     """Only StreamDiffusionV2's own DiT takes latents that are not normalised."""
     assert [f for f in FAMILIES if files(written, f).raw_encode] == ["StreamDiffusionV2"]
+
+
+@pytest.mark.parametrize(
+    ("family", "said", "encode"),
+    [
+        ("StreamDiffusionV2", "auto", False),
+        ("StreamDiffusionV2", "normalised", True),
+        ("CausVid", "auto", True),
+        ("CausVid", "raw", False),
+    ],
+)
+@torch.inference_mode()
+def test_latents_are_those_of_the_family_or_as_said(
+    modules: Modules,
+    written: dict[str, Path],
+    stream: Callable[..., Tensor],
+    family: str,
+    said: Literal["auto", "normalised", "raw"],
+    encode: bool,
+) -> None:
+    """Against diffusers, with and without the statistics; decoding always undoes them."""
+    options = Options(
+        WAN, SIZE, SIZE, Path("out"), "small", base=written["Wan, original"], latents=said
+    )
+    given = given_of(options, written[family])
+    assert latents_of(given.options.config) == dataclasses.replace(WAN_LATENTS, encode=encode)
+    assert given.files is not None
+    parts = checkpoints.load_parts(given.options.config, given.files, SIZE, SIZE)
+    assert isinstance(parts.vae, vae.WanVae)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (WAN_LATENTS.mean, WAN_LATENTS.std))
+    video = torch.rand(1, 3, 5, SIZE, SIZE) * 2 - 1
+    z = modules.vae.encode(video).latent_dist.mode()
+    latent = stream(vae.encoder_pieces(parts.vae), [video[:, :, :1], video[:, :, 1:]])
+    near(latent, (z - mean) / std if encode else z)
+    clean = torch.randn_like(z)
+    restyled = stream(vae.decoder_pieces(parts.vae), clean.split(1, 2)).clamp(-1, 1)
+    near(restyled, modules.vae.decode(clean * std + mean).sample)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inspect_says_what_a_file_is(written: dict[str, Path], family: str) -> None:
+    found = layout.find(written[family]).dit
+    lines = list(inspect.weights(found))
+    scheme = "Wan DiT (diffusers)" if family == "Wan, diffusers" else "Wan DiT"
+    assert f"{found}: {scheme}, 69 tensors, " in lines[0]
+    assert "float32, width 256, 2 blocks, 2 heads, feed-forward 40" in lines[0]
+    assert lines[1] == "  complete"
+
+
+def test_inspect_says_what_a_release_has_and_lacks(
+    modules: Modules, written: dict[str, Path], tmp_path: Path
+) -> None:
+    for family in ("Wan, original", "Wan, diffusers"):
+        text = "\n".join(inspect.weights(written[family]))
+        assert "latents normalised" in text
+        assert "UMT5" in text
+        assert "Wan VAE" in text
+        assert "tokenizer.json" in text
+        assert ("no TAEHV" in text) == (family == "Wan, diffusers")
+    alone = "\n".join(inspect.weights(written["StreamDiffusionV2"].parent))
+    for lacking in ("no VAE", "no text encoder", "no tokenizer", "latents as its encoder"):
+        assert lacking in alone
+    path = FAMILIES["Krea"](modules, tmp_path / "broken")
+    named = damage(path, "missing")
+    lines = list(inspect.weights(path))
+    assert lines[0].startswith(f"{path}: Wan DiT, 68 tensors")
+    assert "1 missing" in lines[1]
+    assert named in lines[1]
+    torch.save({"generator_lora": {"blocks.0.ffn.0.lora_A.weight": torch.ones(4, 8)}}, path)
+    assert list(inspect.weights(path)) == [
+        f"{path}: LoRA, 1 tensors, 32 parameters, 0.0 MB, float32, rank 4"
+    ]
 
 
 # What is wrong with a file, for every file of every family

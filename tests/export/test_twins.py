@@ -4,18 +4,23 @@ full and replaces its sinks, with two sessions at different positions in every b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from micro_engine import MICRO, SIZE
+from micro_engine import MICRO, MICRO_WAN, SIZE, remembered_exports
 from numpy.typing import NDArray
 
 from export import verify
+from export.models.presets import PRESETS
+from export.options import Options
 from export.replay import Arrays, Clip, Replay, Run, Shown
+from export.twins import verify_graphs
 from export.units import Chain
 from rt import manifest as records
+from rt.errors import ConfigError
 from rt.manifest import Manifest
 
 CHUNKS = 60
@@ -120,6 +125,26 @@ def test_real_activations_are_compared_and_a_fault_in_them_is_seen(
     monkeypatch.setattr(verify, "run", late)
     wrong = [d for d in verify.verify_stream(manifest, tiny_engine, chain.units, 8) if not d.passed]
     assert {d.unit for d in wrong} == {"block_0", "block_1"}, "seen only in a full window"
+
+
+def test_graphs_are_compared_without_an_engine(tmp_path: Path) -> None:
+    """One block of the 1.3B model at its full width, on small pictures; and some of a small model
+    with Wan's VAE. Nothing is kept.
+    """
+    config = PRESETS["wan-1.3b"]
+    dit = dataclasses.replace(config.dit, blocks=1)
+    wide = Options(dataclasses.replace(MICRO, dit=dit), 32, 32, tmp_path, "wide", seed=1)
+    found = list(verify_graphs(wide, ("block_0",), lambda *_: None))
+    small = Options(MICRO_WAN, SIZE, SIZE, tmp_path, "small", seed=1)
+    with remembered_exports():
+        found += verify_graphs(small, ("encode_0", "decode_1", "prompt_kv_1"), lambda *_: None)
+    assert all(d.passed for d in found), found
+    assert [d.inputs for d in found[:2]] == ["random", "garbage in hidden slots"]
+    units = [d.unit for d in found]
+    assert units == ["block_0"] * 2 + ["prompt_kv_1"] + ["encode_0"] * 2 + ["decode_1"] * 2
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="units: got 'block_30'"):
+        list(verify_graphs(wide, ("block_30",), lambda *_: None))
 
 
 def test_garbage_in_hidden_slots_is_looked_for(
