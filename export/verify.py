@@ -243,7 +243,9 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 def session(path: Path, threads: int = 2, arena: bool = True) -> onnxruntime.InferenceSession:
     """A plan on the CPU. Without `arena` memory is given back at once, which large units need."""
     options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = arena
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+    if not arena:  # without the layout of the last level, which copies whole pictures
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # a ring that is not bound in place is worth a warning there
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
