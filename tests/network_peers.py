@@ -25,8 +25,8 @@ needs_nginx = pytest.mark.skipif(
     reason="nginx with its RTMP module, or ffmpeg, is not installed",
 )
 needs_gstreamer = pytest.mark.skipif(
-    not GSTREAMER.exists() or not Path("/usr/bin/python3").exists(),
-    reason="GStreamer's RTSP server is not installed",
+    not (GSTREAMER.exists() and Path("/usr/bin/python3").exists() and shutil.which("ffmpeg")),
+    reason="GStreamer's RTSP server, or ffmpeg, is not installed",
 )
 
 
