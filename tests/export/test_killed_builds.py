@@ -1,4 +1,6 @@
-"""Kill -9 at random moments of a build: the rerun completes, and builds nothing again."""
+"""Kill -9 at ten random moments of a build for TensorRT: the rerun completes, and builds nothing
+again. test_build.py has the same of a build for ONNX Runtime, which loads what was built.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,18 @@ from killed_builds import options_of
 
 from export.build import build_engines
 from rt import manifest as records
-from rt.backends import create
 
 SCRIPT = Path(__file__).with_name("killed_builds.py")
-BACKENDS = ("onnxruntime", "tensorrt-rtx")
+BACKENDS = ("tensorrt-rtx",)
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Five kills for each backend."""
+    """Ten kills for each backend."""
     folder = tmp_path_factory.mktemp("killed")
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), "7", "5", *BACKENDS],
+        [sys.executable, str(SCRIPT), str(folder), "7", "10", *BACKENDS],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -46,7 +47,3 @@ def test_what_was_finished_outlives_every_kill(backend: str, told: dict[str, Any
     manifest = records.read(directory)
     records.check_files(manifest, directory)
     assert build_engines(options).up_to_date
-    if backend == "onnxruntime":  # the other one needs a GPU to be loaded
-        for unit in manifest.chain:
-            for plan in unit.plans.values():
-                create(backend, 1).load(directory, plan)
