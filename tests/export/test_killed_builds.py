@@ -1,5 +1,5 @@
 """Kill -9 at ten random moments of a build for TensorRT: the rerun completes, and builds nothing
-again. test_build.py has the same of a build for ONNX Runtime, which loads what was built.
+again. test_build.py kills one for ONNX Runtime once, and runs what was built.
 """
 
 from __future__ import annotations
