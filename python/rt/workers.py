@@ -164,6 +164,8 @@ class Workers:
             while not self.closing:
                 for stage in self._stages:
                     self._check(stage)
+                if self._scheduler.level:  # It may be time to give a step back.
+                    self._changed.notify_all()
                 self._changed.wait(CHECK_S)
 
     def _check(self, stage: Stage) -> None:

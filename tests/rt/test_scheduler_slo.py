@@ -108,6 +108,22 @@ def test_recovery_and_no_oscillation() -> None:
     assert all(b - a >= DWELL_NS for a, b in itertools.pairwise(downs))
 
 
+def test_a_source_that_became_slow_has_its_steps_back_in_time() -> None:
+    """A chunk in 1.25 s: four of them, which tell its rate otherwise, would take 5 s. Idle stages
+    ask every 250 ms, as the pipeline's watchdog makes them.
+    """
+    world = World(ONE, 4)
+    world.open(0, Terms(4, 1, 0, 4 * 30.0, 1000 * MS))
+    world.run(5)
+    assert world.scheduler.level == 3
+    world.set_rate(0, 4 * 0.8)
+    for tick in range(20):
+        world.at(world.now + tick * 250 * MS, lambda: None)
+    world.run(10)
+    assert world.scheduler.level == 0
+    assert [c.what for c in decisions(world, "degrade", "recover")].count("degrade") == 3
+
+
 def test_a_level_is_kept_where_the_better_one_would_not_hold() -> None:
     """At one step 64 % of the stage, at two 96 %: it stays at one."""
     world = World(ONE, 2)

@@ -27,6 +27,9 @@ several chunks could meet at all: they then run as one batch, and full batches a
 TEST_NS = 250_000_000
 """Least time between two chunks that are run although they are thought to come late."""
 
+WATCH_NS = 100_000_000
+"""While steps are taken away, how often the load is looked at, whether or not chunks arrive."""
+
 Urgency = tuple[int, int, int]
 """Smaller is sooner: deadline, order of arrival, steps already done (more first)."""
 
@@ -60,6 +63,7 @@ class Scheduler:
         self._number = 0
         self._order = 0
         self._tested_ns = -TEST_NS
+        self._watched_ns = 0
 
     # Events
 
@@ -101,8 +105,6 @@ class Scheduler:
         self._journal.event("finished", stage, now_ns, at_ns=now_ns)
         position, since_ns = self._passes.end(stage, task)
         self._forecast.seen(stage, task.kind, len(task.jobs), now_ns - since_ns)
-        if self.level:  # Arrivals alone may be a second apart: too seldom to recover by.
-            self._watch(now_ns)
         for line, passage, _ in self._live(task):
             passage.position = position + 1
             if position == 0:
@@ -190,6 +192,8 @@ class Scheduler:
         """
         self._journal.event("next", stage, now_ns, at_ns=now_ns)
         assert self._passes.on(stage) is None
+        if self.level and now_ns - self._watched_ns >= WATCH_NS:
+            self._watch(now_ns)
         handed = min(self._continuations(stage), key=_first, default=None)
         while True:
             fresh = min(self._beginnings(stage), key=_first, default=None)
@@ -306,6 +310,7 @@ class Scheduler:
 
     def _watch(self, now_ns: int) -> None:
         """Let the ladder see how loaded the busiest stage is."""
+        self._watched_ns = now_ns
         now = self.utilisation(now_ns)
         better = self.utilisation(now_ns, self.level - 1) if self.level else now
         change = self._ladder.observe(now_ns, now, better)
