@@ -23,7 +23,7 @@ from rt import manifest as manifests
 STEPS, STAGES = 2, 2
 SHARES = ((0.19, 1500.0), (0.24, 1200.0), (0.15, 1800.0), (0.19, 1400.0))
 """(Share of the capacity, budget in ms) of each session: 77 % in all, of 85 that may be given; a
-fifth asks for what the first has.
+fifth asks for what the second has, which is the one that leaves.
 """
 CONTROL_FPS = 5.0
 STRETCHED, REAL = 0.001, 0.01
@@ -66,11 +66,11 @@ def four_and_a_fifth(
     viewers = watched(pipeline, slos, seconds)
     refused = ""
     try:
-        pipeline.session(prompt="fifth", slo=slos[0]).close()
+        pipeline.session(prompt="fifth", slo=slos[1]).close()
     except rt.AdmissionRefused as error:
         refused = str(error)
     reports = [viewers[1].join()]
-    with pipeline.session(prompt="fifth", slo=slos[0]):
+    with pipeline.session(prompt="fifth", slo=slos[1]):
         now = pipeline.status().sessions
     reports += [v.join() for v in viewers if v is not viewers[1]]
     share, taken = misses(reports)
@@ -105,7 +105,8 @@ def real_rows(engines: Path, seconds: float) -> list[Row]:
             Row("real: capacity", capacity, "frames/s", 1),
             Row("real: frames missed by one alone", share * 100, "%", taken, REAL * 100),
         ]
-        return rows + four_and_a_fifth(pipeline, offers(capacity), seconds, "real", REAL)
+        slos = offers(0.9 * capacity)  # Their batches are not the control's.
+        return rows + four_and_a_fifth(pipeline, slos, seconds, "real", REAL)
 
 
 def main() -> None:

@@ -13,10 +13,11 @@ from .records import Routes
 
 KINDS: tuple[Kind, ...] = ("encode", "denoise", "decode")
 
-_MEAN_GAIN, _SPREAD_GAIN, _SPREADS = 1 / 8, 1 / 4, 4
-"""Mean and mean deviation of what a chunk takes beyond its prediction, and how many deviations make
-an upper quantile: as TCP estimates round trips (Jacobson 1988). It forgets a stall within some ten
-chunks.
+_MEAN_GAIN, _SPREAD_GAIN, _SPREADS = 1 / 8, 1 / 8, 3
+"""Mean and mean deviation of what a chunk takes beyond its prediction, in the manner of round trips
+in TCP (Jacobson 1988), and how many deviations make an upper quantile: three are the 99th
+percentile of a normal spread. It forgets a stall within some ten chunks, and one chunk that was
+overtaken costs the next ones nothing.
 """
 _BATCH_WEIGHT = 0.05
 """Share of the newest batch in the mean batch size."""
