@@ -1,4 +1,4 @@
-"""Inside asyncio: what blocks runs on threads, and the prompt changes while frames flow."""
+"""Inside asyncio: frames are awaited, and the prompt changes while they flow."""
 
 import asyncio
 
@@ -6,25 +6,15 @@ import rt
 from rt import media
 
 
-async def feed(session: rt.Session, frames: media.VideoSource) -> None:
-    for frame in frames:
-        await asyncio.to_thread(session.push, frame)
-    await asyncio.to_thread(session.finish)
-
-
 async def main() -> None:
-    with (
-        rt.Pipeline.load("engines/tiny") as pipeline,
-        pipeline.session(prompt="comic") as session,
-    ):
-        feeding = asyncio.create_task(feed(session, media.moving_scene(seconds=1.5)))
-        shown = 0
-        while (frame := await asyncio.to_thread(session.pull)) is not None:
-            shown += 1
-            if frame.index == 8:
-                await asyncio.to_thread(session.update, prompt="thermal", transition_chunks=2)
-        await feeding
-        print(f"{shown} frames")
+    with rt.Pipeline.load("engines/tiny") as pipeline:
+        async with rt.AsyncSession(pipeline.session(prompt="comic")) as session:
+            shown = 0
+            async for frame in session.stream(media.moving_scene(seconds=1.5)):
+                shown += 1
+                if frame.index == 8:
+                    session.session.update(prompt="thermal", transition_chunks=2)
+            print(f"{shown} frames")
 
 
 if __name__ == "__main__":

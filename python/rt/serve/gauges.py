@@ -74,10 +74,17 @@ class Gauges:
         memory = psutil.Process().memory_info().rss
         yield GaugeMetricFamily("rt_memory_bytes", "Resident memory of the server", memory)
         if self._hub.state in ("ready", "draining"):
+            status = self._hub.pipeline().status()
+            yield GaugeMetricFamily(
+                "rt_utilisation", "Expected share of time in use", status.utilisation
+            )
+            yield GaugeMetricFamily(
+                "rt_degradation_level", "Rungs taken off the ladder of quality", status.level
+            )
             seconds = CounterMetricFamily(
                 "rt_unit_seconds", "Time spent in each unit of the chain", labels=["unit"]
             )
-            for stage in self._hub.pipeline().status().placement:
+            for stage in status.placement:
                 for unit, spent_s in stage.unit_seconds.items():
                     seconds.add_metric([unit], spent_s)
             yield seconds

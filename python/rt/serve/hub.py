@@ -127,7 +127,11 @@ class Hub:
         return live
 
     def update(self, live: Live, update: SessionUpdate) -> int:
-        chunk = live.update(update)
+        try:
+            chunk = live.update(update)
+        finally:
+            if live.ended:  # it could not go on
+                self.end(live, "refused")
         self._journal.note("updated", session=live.id[:6], restarts=update.restarts())
         return chunk
 

@@ -190,13 +190,21 @@ class Live:
 
     def _restart(self, options: SessionOptions) -> None:
         self._run.close()
-        self._past = self._counts()
         try:
-            self._run = self._begin(options)
-        except Error:  # The options were wrong for this engine: go on as before.
-            self._run = self._begin(self.options)
+            self._replace(options)
+        except Error:  # wrong for this engine, or no room for it: go on as before
+            try:
+                self._replace(self.options)
+            except Error as lost:  # somebody else has taken the room meanwhile
+                self.ended = True
+                self._fail(lost)
+                raise
             raise
-        self.options = options
+
+    def _replace(self, options: SessionOptions) -> None:
+        """Go on in another run. The last one is closed; its counts are kept."""
+        run = self._begin(options)
+        self._past, self._run, self.options = self._counts(), run, options
 
     def _counts(self) -> Counts:
         return self._past.plus(self._run.session.report(), self._run.replaced)
