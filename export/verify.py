@@ -10,6 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _embeddings(manifest: Manifest, run: Run) -> NDArray[np.float32]:
 def _pictures(height: int, width: int, chunks: int) -> list[NDArray[np.float32]]:
     """A moving scene: pixels [1, 3, 1 | 4, H, W] in [-1, 1]."""
     scene = moving_scene(height, width, 16.0, (1 + 4 * chunks) / 16)
-    frames = [frame.rgb for frame, _ in zip(scene, range(1 + 4 * (chunks - 1)), strict=False)]
+    frames = [frame.rgb for frame in islice(scene, 1 + 4 * (chunks - 1))]
     video = np.stack(frames).astype(np.float32).transpose(3, 0, 1, 2)[None] / 127.5 - 1
     return [video[:, :, start and start - 3 : start + 1] for start in range(0, len(frames), 4)]
 

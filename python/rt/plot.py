@@ -75,7 +75,7 @@ def write_panels(path: Path, panels: Sequence[Panel], columns: int = 2) -> None:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, panel in zip(axes, panels, strict=False):
+    for axis, panel in zip(axes[: len(panels)], panels, strict=True):
         floor: dict[float, float] = {}
         for name, points in panel.lines.items():
             across = [x for x, _ in points]
