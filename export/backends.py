@@ -39,14 +39,7 @@ def _as_it_is(spec: PhaseSpec, _precision: str) -> PhaseSpec:
 
 
 def _export_onnx(spec: PhaseSpec, _precision: str, may_ignore: Collection[str]) -> graphs.Graph:
-    return graphs.export_graph(
-        spec.module,
-        spec.arguments(),
-        spec.input_names,
-        spec.output_names,
-        batched=spec.batched,
-        may_ignore=may_ignore,
-    )
+    return plans.graph_of(spec, may_ignore)
 
 
 def _plan_onnx(graph: graphs.Graph, stored: Mapping[str, Stored]) -> bytes:

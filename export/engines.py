@@ -20,7 +20,7 @@ from export import onnx as graphs
 from export import tensorrt
 from export.onnx import PREFIX, Graph, Stored
 from export.options import Made, Progress, Work
-from export.plans import may_ignore
+from export.plans import graph_of, may_ignore
 from export.precision import at_precision, dtype_of, weight_facts
 from export.quantize import E4M3, is_scale, layer_of, narrow_weight, quantised, scale_of
 from export.sources import release
@@ -185,14 +185,7 @@ class Making:
         """The graph of a unit for TensorRT, its weights inputs; a state that it ignores is none."""
         place = unit.graph, phase
         if place not in self.exported:
-            graph = graphs.export_graph(
-                spec.module,
-                spec.arguments(),
-                spec.input_names,
-                spec.output_names,
-                batched=spec.batched,
-                may_ignore=may_ignore(phase, spec),
-            )
+            graph = graph_of(spec, may_ignore(phase, spec))
             graph = tensorrt.drop_ignored(graph, may_ignore(phase, spec))
             if unit.kind != "block" or self.work.options.precision == "fp32":
                 graph = graphs.write_out_attention(graph)

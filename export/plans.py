@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export import weights
-from export.onnx import Stored
+from export.onnx import Graph, Stored, export_graph
 from export.options import Made, Progress, Work
 from export.staging import write_whole
 from export.units import PhaseSpec, UnitSpec
@@ -68,6 +68,18 @@ def make(recipe: Recipe, work: Work, progress: Progress) -> Made:
 def may_ignore(phase: str, spec: PhaseSpec) -> frozenset[str]:
     """Phase `first` starts from caches of zeros, and need not look at them."""
     return frozenset(s.input for s in spec.state) if phase == "first" else frozenset()
+
+
+def graph_of(spec: PhaseSpec, ignored: Collection[str]) -> Graph:
+    """The ONNX graph of one phase of a unit, which may leave the inputs `ignored` unused."""
+    return export_graph(
+        spec.module,
+        spec.arguments(),
+        spec.input_names,
+        spec.output_names,
+        batched=spec.batched,
+        may_ignore=ignored,
+    )
 
 
 def _write_plan(state: _Making, unit: UnitSpec, phase: str, spec: PhaseSpec) -> Plan:

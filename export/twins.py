@@ -16,7 +16,7 @@ from export import onnx as graphs
 from export import weights
 from export.build import TOLERANCE, check, open_chain
 from export.options import Options, Progress
-from export.plans import may_ignore
+from export.plans import graph_of, may_ignore
 from export.replay import Arrays
 from export.sources import Opened
 from export.units import Chain, PhaseSpec, UnitSpec, geometry_of
@@ -75,14 +75,7 @@ def _compare(
     stored = weights.write(Chain((), (whole,)), folder)
     geometry = geometry_of(options.config, options.height, options.width)
     for phase, spec in unit.phases.items():
-        graph = graphs.export_graph(
-            spec.module,
-            spec.arguments(),
-            spec.input_names,
-            spec.output_names,
-            batched=spec.batched,
-            may_ignore=may_ignore(phase, spec),
-        )
+        graph = graph_of(spec, may_ignore(phase, spec))
         path = folder / f"{phase}.onnx"
         plan = graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored[unit.name, phase])
         path.write_bytes(plan)
