@@ -95,8 +95,10 @@ def _rows(weight: Tensor) -> Tensor:
 
 
 def _power(amax: float) -> float:
-    """The largest power of two that takes `amax` to no more than 448."""
-    return 2.0 ** math.floor(math.log2(LARGEST / amax)) if amax > 0 else 1.0
+    """The largest power of two that takes `amax` to no more than 448, at most 2^60: products and
+    inverses of two of them stay normal numbers in float32.
+    """
+    return 2.0 ** min(60, math.floor(math.log2(LARGEST / amax))) if amax > 0 else 1.0
 
 
 def _narrow(before: str, after: str, scale: str) -> list[onnx.NodeProto]:

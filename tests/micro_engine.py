@@ -16,6 +16,7 @@ from unittest.mock import patch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export import onnx as graphs
+from export import plans
 from export.build import build_engines
 from export.models.presets import (
     DitConfig,
@@ -80,7 +81,8 @@ def remembered_exports() -> Iterator[None]:
 
     # The exporter parses its whole library again for every graph, which is most of its time.
     library = patch.object(ONNXRegistry, "from_torchlib", staticmethod(_from_torchlib))
-    with library, patch.object(graphs, "export_graph", remembered):
+    here, there = (patch.object(module, "export_graph", remembered) for module in (graphs, plans))
+    with library, here, there:
         yield
 
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 from micro_engine import MICRO, SIZE, micro_options, remembered_exports
 
-from export import onnx as graphs
 from export.build import build_engines
 from export.options import Options
-from export.plans import may_ignore
+from export.plans import graph_of, may_ignore
 from export.units import parts_of, wan_chain
 
 
@@ -37,9 +36,7 @@ def export_all() -> None:
     chain = wan_chain(MICRO, parts_of(MICRO, SIZE, SIZE), SIZE, SIZE, MICRO.sampling.window)
     for unit in {unit.graph: unit for unit in chain.units}.values():
         for phase, spec in unit.phases.items():
-            facts = (spec.module, spec.arguments(), spec.input_names, spec.output_names)
-            ignored = may_ignore(phase, spec)
-            graphs.export_graph(*facts, batched=spec.batched, may_ignore=ignored)
+            graph_of(spec, may_ignore(phase, spec))
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -69,17 +66,20 @@ def finished(options: Options) -> dict[str, int]:
 
 def told_of(backend: str, folder: Path, seed: int, kills: int) -> dict[str, object]:
     """What is left by `kills` builds that were killed, and by one that was not."""
-    options = options_of(backend, folder / "killed")
+    options, whole = (options_of(backend, folder / name) for name in ("killed", "whole"))
     start = time.perf_counter()
-    first = forked(lambda: build_engines(options_of(backend, folder / "whole")))
+    first = forked(lambda: build_engines(whole))
     assert os.waitpid(first, 0)[1] == 0
-    whole_s = time.perf_counter() - start
+    files = len(finished(whole))
+    file_s = (time.perf_counter() - start) / files
     rng, seen, steps = random.Random(seed), dict[str, int](), list[int]()
     rebuilt: list[str] = []
-    for kill in range(kills + 1):
+    for enough in [*sorted(rng.choices(range(files), k=kills)), None]:
         number = forked(lambda: build_engines(options))
-        if kill < kills:
-            time.sleep(rng.uniform(0.2, 0.9) * whole_s)
+        if enough is not None:
+            while len(finished(options)) < enough:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 2 * file_s))
             os.kill(number, signal.SIGKILL)
         status = os.waitpid(number, 0)[1]
         now = finished(options)
