@@ -37,6 +37,26 @@ def units(subject: model.Subject) -> Units:
     return Units(subject.directory, subject.manifest, threads=1)
 
 
+def test_its_loaders_and_ours_read_the_same_weights_from_one_file(
+    subject: model.Subject, tmp_path: Path
+) -> None:
+    """Files as it releases them: both sides hold what the comparisons below run with."""
+    release = tmp_path / "release"
+    release.mkdir()
+    wrapped = {f"model.{name}": tensor for name, tensor in subject.dit.items()}
+    torch.save({"generator": wrapped}, release / "model.pt")
+    torch.save(subject.vae, release / "Wan2.1_VAE.pth")
+    vae = reference.vae_in_release(release / "Wan2.1_VAE.pth", model.wan_vae(MICRO_WAN))
+    read = (reference.dit_in_release(release), subject.dit), (vae, subject.vae)
+    for theirs, weights in read:
+        assert theirs.keys() == weights.keys()
+        assert all(torch.equal(theirs[name], weights[name]) for name in weights)
+    (made,) = (subject.directory.parents[1] / "checkpoints").glob("*-random-0-*")
+    ours = build_micro(tmp_path, config=MICRO_WAN, checkpoint=release, base=made)
+    weights_file = "weights.safetensors"
+    assert (ours / weights_file).read_bytes() == (subject.directory / weights_file).read_bytes()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_its_dit_gives_our_velocities(subject: model.Subject, units: Units, rows: int) -> None:
     """While the window fills, when it is full, and after every slot was written again."""

@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor
@@ -30,6 +31,33 @@ def find(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what torch and diffusers have renamed
         importlib.import_module("models.wan.causal_model")
+
+
+def dit_in_release(folder: Path) -> State:
+    """The DiT's weights in `folder`/model.pt as its own loader reads them, under the names of its
+    wrapper, whose only module is "model".
+    """
+    absent = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    with patch.dict(sys.modules, {name: MagicMock() for name in (*absent, "omegaconf")}):
+        common = importlib.import_module("streamv2v.inference_common")  # reads pictures and options
+    _, weights = common.load_generator_state_dict(str(folder))
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+
+
+def vae_in_release(file: Path, config: VaeConfig) -> State:
+    """The VAE's weights in `file` as its own loader reads them into its module."""
+    from models.wan.wan_base.modules.vae import _video_vae
+
+    model = _video_vae(
+        str(file),
+        z_dim=config.latent_channels,
+        dim=config.width,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.residual_blocks,
+        temperal_downsample=list(config.time_halved),
+    )
+    weights: State = model.state_dict()
+    return weights
 
 
 class ReferenceDit:
