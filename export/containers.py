@@ -39,6 +39,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
 )
 """What the readers of the formats raise for a file that is cut, corrupt or holds code."""
+_MEND = "expected safetensors or a pickle of tensors: fetch it again, or name another file"
 _TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -64,7 +65,7 @@ def open_file(path: Path) -> object:
             return _safetensors(path)
         zipped = zipfile.is_zipfile(path)
         if not zipped and not start.startswith(_PICKLE):
-            raise CheckpointError(f"{path}: truncated or not a weights file")
+            raise CheckpointError(f"{path}: truncated or not a weights file; {_MEND}")
         with warnings.catch_warnings():  # about the age of a pickle
             warnings.simplefilter("ignore", UserWarning)
             return _zip(path) if zipped else _pickle(path)
@@ -77,7 +78,9 @@ def open_file(path: Path) -> object:
         if isinstance(error, pickle.UnpicklingError):
             said = "its pickle does not hold tensors alone"  # torch's words advise to run it
         detail = said.splitlines()[0] if said else type(error).__name__
-        raise CheckpointError(f"{path}: truncated or not a weights file ({detail})") from None
+        raise CheckpointError(
+            f"{path}: truncated or not a weights file ({detail}); {_MEND}"
+        ) from None
 
 
 def header_of(path: Path) -> dict[str, Any]:
