@@ -130,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = _command(commands, "train-tiny", _train, "the demonstration model, from nothing")
     train.add_argument("--minutes", type=float, default=120, help="then stop; a later call goes on")
-    train.add_argument("--stage", choices=("vae", "dit", "all"), default="all", help="part")
+    train.add_argument(
+        "--stage", choices=("vae", "decoder", "dit", "all"), default="all", help="part"
+    )
     train.add_argument("--seed", type=int, default=0, help="of data, noise and first weights")
     train.add_argument("--threads", type=int, default=0, help="of the CPU (0: all)")
     train.add_argument(

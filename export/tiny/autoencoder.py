@@ -19,7 +19,7 @@ from export.tiny.loop import Ahead, ConvolutionMuon, Report, averaged, train
 from export.tiny.recipe import Recipe
 from export.tiny.styles import STYLES
 
-STATE = "vae.pt"
+STATE, DECODER_STATE = "vae.pt", "decoder.pt"
 _OFFSET = 4.0
 """Added to the latent on its way through units that cut at 0."""
 
@@ -218,17 +218,35 @@ def train_vae(recipe: Recipe, deadline: float, report: Report) -> tuple[Taehv, b
     if not (recipe.out / STATE).is_file():
         sample = torch.cat([batch_of(recipe, r.steps + i)[:, 0] for i in range(24)])
         initialise(model, sample, recipe.seed)
-    matrices = [p for p in model.parameters() if p.ndim == 4]
-    biases = [p for p in model.parameters() if p.ndim != 4]
+    return model, _train(recipe, model, (0, r.steps), STATE, deadline, report)
+
+
+def train_decoder(recipe: Recipe, deadline: float, report: Report) -> tuple[Taehv, bool]:
+    """Train the decoder further, over an encoder that changes no more; returns as `train_vae`."""
+    r, model = recipe.vae, _vae(recipe)
+    model.load_state_dict(averaged(recipe.out / STATE))
+    model.encoder.requires_grad_(False)
+    span = r.steps, r.decoder_steps
+    return model, _train(recipe, model, span, DECODER_STATE, deadline, report)
+
+
+def _train(
+    recipe: Recipe, model: Taehv, span: tuple[int, int], state: str, deadline: float, report: Report
+) -> bool:
+    """Train what of `model` wants gradients; the clips of a step begin with number `span[0]`, and
+    there are `span[1]` steps.
+    """
+    r, (first, steps) = recipe.vae, span
+    trained = [p for p in model.parameters() if p.requires_grad]
     optimizers = [
-        ConvolutionMuon(matrices, r.rate),
-        torch.optim.Adam(biases, r.rate, betas=(0.9, 0.99)),
+        ConvolutionMuon([p for p in trained if p.ndim == 4], r.rate),
+        torch.optim.Adam([p for p in trained if p.ndim != 4], r.rate, betas=(0.9, 0.99)),
     ]
-    batches = Ahead(lambda step: batch_of(recipe, step))
+    batches = Ahead(lambda step: batch_of(recipe, first + step))
 
     def loss_of(step: int) -> dict[str, Tensor]:
         truth = batches(step)
-        noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + first + step)
         with torch.autocast("cpu", torch.bfloat16):
             latents = encode(model, truth)
             strength = torch.rand(r.batch, 1, 1, 1, 1, generator=noise) ** 2 * r.latent_noise
@@ -237,19 +255,18 @@ def train_vae(recipe: Recipe, deadline: float, report: Report) -> tuple[Taehv, b
         return loss_terms(found, truth, latents.float())
 
     try:
-        done = train(
-            model, optimizers, loss_of, steps=r.steps, state=recipe.out / STATE,
+        return train(
+            model, optimizers, loss_of, steps=steps, state=recipe.out / state,
             deadline=deadline, report=report,
         )  # fmt: skip
     finally:
         batches.close()
-    return model, done
 
 
 def trained_vae(recipe: Recipe) -> Taehv:
     """The VAE as far as it has been trained."""
-    model = _vae(recipe)
-    model.load_state_dict(averaged(recipe.out / STATE))
+    model, later = _vae(recipe), recipe.out / DECODER_STATE
+    model.load_state_dict(averaged(later if later.is_file() else recipe.out / STATE))
     return model
 
 

@@ -21,7 +21,9 @@ TINY = PRESETS["tiny"]
 class VaeRecipe:
     """One step: `batch` clips of `chunks` chunks, the first of one frame, `size` pixels square."""
 
-    steps: int = 3000
+    steps: int = 6500
+    decoder_steps: int = 4000
+    """Further steps of the decoder alone, over latents that are settled."""
     batch: int = 3
     chunks: int = 4
     size: int = 128
@@ -36,7 +38,7 @@ class DitRecipe:
     `crop` x `crop` cells; every third one trains a later denoising step on the model's own result.
     """
 
-    steps: int = 4650
+    steps: int = 5000
     clips: int = 480
     chunks: int = 4
     size: int = 256

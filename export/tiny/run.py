@@ -12,7 +12,7 @@ from export.tiny import autoencoder, checkpoint, denoiser
 from export.tiny.loop import Report, averaged
 from export.tiny.recipe import Recipe
 
-Stage = Literal["vae", "dit", "all"]
+Stage = Literal["vae", "decoder", "dit", "all"]
 
 
 def run(out: Path, stage: Stage, minutes: float, seed: int, threads: int, report: Report) -> bool:
@@ -28,6 +28,8 @@ def run(out: Path, stage: Stage, minutes: float, seed: int, threads: int, report
     done = True
     if stage in ("vae", "all"):
         done = autoencoder.train_vae(recipe, deadline, report)[1]
+    if stage in ("decoder", "all") and done:
+        done = autoencoder.train_decoder(recipe, deadline, report)[1]
     if stage in ("dit", "all") and done:
         vae = autoencoder.trained_vae(recipe)
         done = denoiser.train_dit(recipe, vae, deadline, report)[1]

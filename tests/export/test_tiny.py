@@ -32,7 +32,7 @@ def recipe(out: Path) -> Recipe:
     return Recipe(
         out,
         MICRO,
-        VaeRecipe(steps=4, batch=2, chunks=2, size=32),
+        VaeRecipe(steps=4, decoder_steps=3, batch=2, chunks=2, size=32),
         DitRecipe(steps=4, clips=3, chunks=2, size=SIZE, whole_frames=2, crops=2, crop=4),
     )
 
@@ -180,8 +180,14 @@ def trained(out: Path, cut: bool) -> dict[str, Tensor]:
         assert done
         return model
 
-    vae = run(autoencoder.train_vae)
+    before = run(autoencoder.train_vae).state_dict()
+    vae = run(autoencoder.train_decoder)
     parts |= {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+    for name, tensor in before.items():
+        is_kept = torch.equal(tensor, parts[f"vae.{name}"])
+        assert is_kept == name.startswith("encoder."), name
+    used = autoencoder.trained_vae(r).state_dict()
+    assert all(torch.equal(tensor, parts[f"vae.{name}"]) for name, tensor in used.items())
     dit = run(denoiser.train_dit, vae)
     parts |= {f"dit.{name}": tensor for name, tensor in dit.state_dict().items()}
     return parts
