@@ -23,7 +23,8 @@ CHUNKS_KEPT = 10_000
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
     """What was decided for one chunk: its motion score (pixels or RMS), noise scale, first timestep
-    and sigma, steps.
+    and sigma, steps. `service_ms`: how long its passes ran, all steps and stages together; waiting
+    is not in it.
     """
 
     index: int
@@ -32,6 +33,7 @@ class ChunkRecord:
     timestep: float
     sigma: float
     steps: int
+    service_ms: float
 
 
 @dataclass(frozen=True, slots=True)

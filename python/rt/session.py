@@ -218,8 +218,9 @@ class Session:
             self._ready.append(Frame(picture, frame.index, frame.pts_s, frame.captured_ns))
         self._pending -= 1
         score, scale, timestep, sigma = (float(value) for value in work.control)
+        service_ms = sum(work.passes_ns) * 1e-6
         self._recorder.chunk(
-            ChunkRecord(work.chunk.index, score, scale, timestep, sigma, job.steps)
+            ChunkRecord(work.chunk.index, score, scale, timestep, sigma, job.steps, service_ms)
         )
 
     def dropped(self, work: Work) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class PromptContext:
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """All that the stages need to know of one chunk. `control` is written once, where its encoding
-    begins.
+    begins; `passes_ns` grows by how long each of its passes ran.
     """
 
     chunk: Chunk
@@ -37,6 +37,7 @@ class Work:
     control: NDArray[np.float32]
     """(motion score, noise scale, timestep, sigma)"""
     previous_control: NDArray[np.float32] | None
+    passes_ns: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

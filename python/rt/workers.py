@@ -136,6 +136,8 @@ class Workers:
         with self._changed:
             now_ns = time.perf_counter_ns()
             self.busy_ns[stage.index] += now_ns - start
+            for work in works:
+                work.passes_ns.append(now_ns - start)
             self.hung.pop(stage.index, None)
             for job in self._scheduler.finished(stage.index, task, now_ns):
                 work = self._works.pop((job.session, job.chunk))

@@ -231,7 +231,7 @@ def test_a_steady_stream_has_its_rate_and_no_jitter() -> None:
 
 
 def record(index: int) -> ChunkRecord:
-    return ChunkRecord(index, 1.5, 0.75, 650.0, 0.65, 2)
+    return ChunkRecord(index, 1.5, 0.75, 650.0, 0.65, 2, 40.0)
 
 
 def test_chunks_are_kept_in_order_and_the_oldest_let_go() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ from . import options
 from .app import build
 from .guard import is_loopback
 from .hub import Hub
-from .journal import Journal
+from .journal import Journal, Lines
 
 
 class Server(uvicorn.Server):
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     chosen = options.parser().parse_args(arguments)
     plan, access = options.plan(chosen), options.access(chosen)
-    listening = _listen(chosen.host, chosen.port)
+    listening = listen(chosen.host, chosen.port)
     journal = Journal(chosen.log)
+    logging.getLogger().addHandler(Lines(journal))
     hub = Hub(plan, journal)
     where = f"http://{_shown(chosen.host)}:{listening.getsockname()[1]}/"
     if access.token is not None:
@@ -91,10 +93,13 @@ def run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises ConfigError where it cannot be bound."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
+        # By its protocol's name, or asyncio does not see TCP and leaves Nagle's algorithm on:
+        # answers and frames would wait 40 ms for the client's acknowledgement.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()

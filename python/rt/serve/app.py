@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
 from fastapi import FastAPI, Request, Response, WebSocket
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ..config import VERSION
@@ -20,20 +21,42 @@ from ..errors import ConfigError
 from . import socket as sockets
 from .guard import Access, Guard
 from .hub import Hub, Refused
-from .schema import Engine, Failure, SessionOptions, SessionStatus, SessionUpdate
+from .schema import Engine, Failure, Mistake, SessionOptions, SessionStatus, SessionUpdate
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
-_FAILURES: dict[int | str, dict[str, object]] = {
-    400: {"model": Failure, "description": "Not by a name of this server"},
-    401: {"model": Failure, "description": "No token, or a wrong one"},
-    403: {"model": Failure, "description": "A page of another origin"},
-    404: {"model": Failure, "description": "No such session"},
-    413: {"model": Failure, "description": "A body that is too large"},
-    422: {"description": "Options that mean nothing"},
-    429: {"model": Failure, "description": "Every session is taken"},
-    503: {"model": Failure, "description": "Loading or draining"},
+_MEANINGS = {
+    400: "Not by a name of this server, or a body that is no JSON",
+    401: "No token, or a wrong one",
+    403: "A page of another origin",
+    404: "No such session",
+    411: "A body of unknown length",
+    413: "A body that is too large",
+    422: "Options that mean nothing",
+    429: "No room for a further session",
+    503: "Loading or draining",
 }
+_GUARD = (400, 401, 403, 411, 413)
+
+
+def _fails(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """How an endpoint may refuse, beside what the guard refuses of any, for OpenAPI."""
+    return {
+        status: {"model": Mistake if status == 422 else Failure, "description": _MEANINGS[status]}
+        for status in sorted({*_GUARD, *statuses})
+    }
+
+
+_LINKS = {
+    operation: {"operationId": operation, "parameters": {"number": "$response.body#/id"}}
+    for operation in ("status", "update", "delete")
+}
+
+
+class State(BaseModel):
+    """How the server is."""
+
+    state: str
 
 
 class Opened(BaseModel):
@@ -76,6 +99,7 @@ def build(hub: Hub, access: Access, loaded: Callable[[], None]) -> ASGIApp:
     )
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ConfigError, _mistake)
+    app.add_exception_handler(405, _no_method)
     _page(app)
     _health(app, hub)
     _sessions(app, hub)
@@ -102,45 +126,53 @@ def _sender(content: bytes, media: str) -> Callable[[Request], Response]:
 
 
 def _health(app: FastAPI, hub: Hub) -> None:
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
+    @app.get("/healthz", responses=_fails())
+    async def healthz() -> State:
         """The process answers."""
-        return {"state": "alive"}
+        return State(state="alive")
 
-    @app.get("/readyz", responses={503: {"description": "Loading, draining or failed"}})
+    @app.get(
+        "/readyz", responses={**_fails(), 503: {"model": State, "description": _MEANINGS[503]}}
+    )
     async def readyz() -> JSONResponse:
         """Whether a session can be opened."""
         return JSONResponse({"state": hub.state}, 200 if hub.state == "ready" else 503)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=_fails())
     def metrics() -> Response:
         """Prometheus."""
         return Response(hub.gauges.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _sessions(app: FastAPI, hub: Hub) -> None:
-    @app.get("/api/engine", responses=_FAILURES)
+    @app.get("/api/engine", responses=_fails(503))
     def engine() -> Engine:
         """What is loaded."""
         return hub.engine()
 
-    @app.post("/api/sessions", status_code=201, responses=_FAILURES)
+    @app.post(
+        "/api/sessions",
+        status_code=201,
+        responses={**_fails(422, 429, 503), 201: {"links": _LINKS}},
+    )
     def create(options: SessionOptions) -> Opened:
         """Open a session; it ends with its stream, or when none comes."""
         live = hub.open(options)
         return Opened(id=live.id, stream=f"/api/sessions/{live.id}/stream", engine=hub.engine())
 
-    @app.get("/api/sessions/{number}", responses=_FAILURES)
+    @app.get("/api/sessions/{number}", operation_id="status", responses=_fails(404))
     def status(number: str) -> SessionStatus:
         """A session, now."""
         return hub.get(number).status()
 
-    @app.patch("/api/sessions/{number}", responses=_FAILURES)
+    @app.patch("/api/sessions/{number}", operation_id="update", responses=_fails(404, 422, 429))
     def update(number: str, update: SessionUpdate) -> Updated:
         """Change it in flight."""
         return Updated(chunk=hub.update(hub.get(number), update))
 
-    @app.delete("/api/sessions/{number}", status_code=204, responses=_FAILURES)
+    @app.delete(
+        "/api/sessions/{number}", operation_id="delete", status_code=204, responses=_fails(404)
+    )
     def delete(number: str) -> Response:
         """End it."""
         hub.end(hub.get(number), "deleted")
@@ -172,3 +204,15 @@ async def _refused(_: Request, error: Exception) -> JSONResponse:
 
 async def _mistake(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 422)
+
+
+async def _no_method(request: Request, _: Exception) -> JSONResponse:
+    """Every method of every route with this path: a router alone names those of its first."""
+    routes = [r for r in request.app.routes if isinstance(r, Route)]
+    here = [r for r in routes if r.path_regex.match(request.scope["path"])]
+    allowed = sorted({method for route in here for method in route.methods or ()})
+    return JSONResponse(
+        {"detail": f"method: got {request.method}, expected {' or '.join(allowed)}"},
+        405,
+        {"allow": ", ".join(allowed)},
+    )

@@ -4,6 +4,7 @@ so they cannot disagree with them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,22 @@ from .live import Counts
 if TYPE_CHECKING:
     from .hub import Hub
 
-_LATENCY_S = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+_SECONDS = (
+    1e-3,
+    2e-3,
+    5e-3,
+    0.01,
+    0.02,
+    *(n / 20 for n in range(1, 9)),
+    0.5,
+    0.7,
+    1,
+    1.5,
+    2,
+    3,
+    5,
+    10,
+)
 
 
 class Gauges:
@@ -26,25 +42,35 @@ class Gauges:
         self.registry = CollectorRegistry()
         self._hub = hub
         self.past = Counts()
+        # First: what it reads of the sessions is what the histograms then show.
+        self.registry.register(self)
         self._latency = Histogram(
             "rt_latency_seconds",
             "Capture to emission of a frame",
             registry=self.registry,
-            buckets=_LATENCY_S,
+            buckets=_SECONDS,
         )
         self._ttff = Histogram(
             "rt_ttff_seconds",
             "First frame in to first frame out of a session",
             registry=self.registry,
-            buckets=_LATENCY_S,
+            buckets=_SECONDS,
         )
-        self.registry.register(self)
+        self._service = Histogram(
+            "rt_chunk_service_seconds",
+            "How long the passes of a chunk ran, waiting left out",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
 
     def latency(self, ms: float) -> None:
         self._latency.observe(ms * 1e-3)
 
     def ttff(self, ms: float) -> None:
         self._ttff.observe(ms * 1e-3)
+
+    def service(self, ms: float) -> None:
+        self._service.observe(ms * 1e-3)
 
     def over(self, counts: Counts) -> None:
         """A session ended: its counts stay. Called under the hub's lock."""
@@ -65,6 +91,7 @@ class Gauges:
             ("rt_frames_late", total.late, "Frames emitted after their deadline"),
             ("rt_frames_dropped", total.dropped, "Frames taken and never emitted"),
             ("rt_frames_replaced", total.replaced, "Frames that a newer one replaced before"),
+            ("rt_chunks", total.chunks, "Chunks that left the chain"),
         ):
             yield CounterMetricFamily(name, text, value=value)
         yield GaugeMetricFamily("rt_frames_in_flight", "Taken, not emitted", total.in_flight)
@@ -91,11 +118,5 @@ class Gauges:
 
 
 def _sum(a: Counts, b: Counts) -> Counts:
-    return Counts(
-        a.entered + b.entered,
-        a.on_time + b.on_time,
-        a.late + b.late,
-        a.dropped + b.dropped,
-        a.in_flight + b.in_flight,
-        a.replaced + b.replaced,
-    )
+    pairs = zip(dataclasses.astuple(a), dataclasses.astuple(b), strict=True)
+    return Counts(*(x + y for x, y in pairs))

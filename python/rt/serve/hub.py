@@ -108,7 +108,7 @@ class Hub:
             self._opening += 1
         try:
             number = secrets.token_urlsafe(16)
-            live = Live(number, pipeline, options, self.gauges.latency, self.gauges.ttff)
+            live = Live(number, pipeline, options, self.gauges)
             with self._lock:
                 self._sessions[number] = live
         except AdmissionRefused as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +36,14 @@ RATES = (30.0, 16.0, 8.0, 4.0, 2.0, 1.0)
 """Frames/s that a session without a rate of its own asks for, until one is admitted."""
 
 
+class Observer(Protocol):
+    """Who counts, over all sessions. Values in ms: of every frame, session and chunk."""
+
+    def latency(self, ms: float) -> None: ...
+    def ttff(self, ms: float) -> None: ...
+    def service(self, ms: float) -> None: ...
+
+
 class Viewer(Protocol):
     """Who sees a session. Called on threads of the session; must not block."""
 
@@ -54,6 +61,7 @@ class Counts:
     dropped: int = 0
     in_flight: int = 0
     replaced: int = 0
+    chunks: int = 0
 
     def plus(self, report: Report, replaced: int) -> Counts:
         return Counts(
@@ -63,29 +71,31 @@ class Counts:
             self.dropped + report.frames_dropped,
             report.frames_in_flight,
             self.replaced + replaced,
+            self.chunks + chunks_of(report),
         )
 
 
 class Live:
-    """One client's session. `seen` is called with the latency in ms of every restyled frame."""
+    """One client's session, and who counts what becomes of its frames and chunks."""
 
     def __init__(
         self,
         number: str,
         pipeline: Pipeline,
         options: SessionOptions,
-        seen: Callable[[float], None],
-        first_seen: Callable[[float], None],
+        observer: Observer,
     ) -> None:
         self.id = number
         self.options = options
         self.opened_s = self.active_s = time.monotonic()
         self.ended = False
         self._pipeline = pipeline
-        self._seen, self._first_seen = seen, first_seen
+        self._observer = observer
         self._lock = threading.Lock()
         self._viewer: Viewer | None = None
         self._past = Counts()
+        self._chunks = 0
+        """Chunks of the run that the observer knows."""
         self._recent: deque[tuple[float, float]] = deque(maxlen=1024)
         self._ttff_ms: float | None = None
         self._first_in_ns: int | None = None
@@ -135,10 +145,9 @@ class Live:
     def status(self) -> SessionStatus:
         """Everything the page shows."""
         with self._lock:
-            report, counts, steps = self._run.session.report(), self._counts(), self.steps
+            now, counts = self._run.session.status(), self._counts()
             now_s = time.monotonic()
             recent = [ms for at_s, ms in list(self._recent) if now_s - at_s <= RECENT_S]
-        chunk = report.chunks[-1] if report.chunks else None
         return SessionStatus(
             id=self.id,
             age_s=now_s - self.opened_s,
@@ -154,9 +163,12 @@ class Live:
             slo_ms=self.options.slo_ms,
             fps_held=self._run.fps,
             miss_share=counts.late / max(1, counts.entered),
-            motion_score=None if chunk is None else chunk.motion_score,
-            noise_scale=None if chunk is None else chunk.noise_scale,
-            steps=steps,
+            motion_score=now.motion_score,
+            noise_scale=now.noise_scale,
+            steps=now.steps,
+            most_steps=self.steps,
+            level=now.level,
+            chunks=counts.chunks,
             remarks=list(self._run.session.remarks[-4:]),
         )
 
@@ -205,24 +217,35 @@ class Live:
         """Go on in another run. The last one is closed; its counts are kept."""
         run = self._begin(options)
         self._past, self._run, self.options = self._counts(), run, options
+        self._chunks = 0
 
     def _counts(self) -> Counts:
-        return self._past.plus(self._run.session.report(), self._run.replaced)
+        report = self._run.session.report()
+        done = chunks_of(report)
+        for chunk in report.chunks[max(0, len(report.chunks) - (done - self._chunks)) :]:
+            self._observer.service(chunk.service_ms)
+        self._chunks = done
+        return self._past.plus(report, self._run.replaced)
 
     def _show(self, frame: Frame) -> None:
         now_ns = time.perf_counter_ns()
         latency_ms = (now_ns - frame.captured_ns) * 1e-6
         if self._ttff_ms is None and self._first_in_ns is not None:
             self._ttff_ms = (now_ns - self._first_in_ns) * 1e-6
-            self._first_seen(self._ttff_ms)
+            self._observer.ttff(self._ttff_ms)
         self._recent.append((time.monotonic(), latency_ms))
-        self._seen(latency_ms)
+        self._observer.latency(latency_ms)
         if (viewer := self._viewer) is not None:
             viewer.show(frame, latency_ms, latency_ms > self.options.slo_ms)
 
     def _fail(self, error: Error) -> None:
         if (viewer := self._viewer) is not None:
             viewer.fail(error)
+
+
+def chunks_of(report: Report) -> int:
+    """How many left the chain: a dropped chunk gives its index to the next one."""
+    return report.chunks[-1].index + 1 if report.chunks else 0
 
 
 def percentiles(values_ms: list[float]) -> Latency:

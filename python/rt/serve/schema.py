@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..config import SLO, Fit, Motion, Prompt
 
-Text = Annotated[str, Field(min_length=1, max_length=400)]
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=400, pattern=r"\S")]
 Share = Annotated[float, Field(gt=0, le=1)]
 SloMs = Annotated[float, Field(ge=20, le=60_000)]
-Steps = Annotated[int, Field(ge=1, le=16)]
+Steps = Annotated[int, Field(ge=1, le=16), BeforeValidator(_whole)]
 
 
 class Strict(BaseModel):
@@ -48,7 +54,7 @@ class SessionOptions(Strict):
     motion: Motion = "flow"
     slo_ms: SloMs = 1000.0
     fps: Annotated[float, Field(ge=0.1, le=60)] | None = None
-    seed: Annotated[int, Field(ge=0, le=(1 << 53) - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=(1 << 53) - 1), BeforeValidator(_whole)] = 0
     fit: Fit = "crop"
 
 
@@ -59,7 +65,7 @@ class SessionUpdate(Strict):
     """
 
     prompt: Text | Blend | None = None
-    transition_chunks: Annotated[int, Field(ge=0, le=200)] = 0
+    transition_chunks: Annotated[int, Field(ge=0, le=200), BeforeValidator(_whole)] = 0
     steps: Steps | None = None
     noise_range: NoiseRange | None = None
     motion: Motion | None = None
@@ -78,7 +84,9 @@ class Latency(BaseModel):
 
 
 class SessionStatus(BaseModel):
-    """A session, now. Counters are since it was opened."""
+    """A session, now. Counters are since it was opened. `steps` are those in use, of `most_steps`;
+    `level` of degradation, 0 is none.
+    """
 
     id: str
     age_s: float
@@ -97,6 +105,9 @@ class SessionStatus(BaseModel):
     motion_score: float | None
     noise_scale: float | None
     steps: int
+    most_steps: int
+    level: int
+    chunks: int
     remarks: list[str]
 
 
@@ -119,6 +130,12 @@ class Failure(BaseModel):
     """Every error has one line."""
 
     detail: str
+
+
+class Mistake(BaseModel):
+    """Options that mean nothing: in one line, or one item for every place that is wrong."""
+
+    detail: str | list[dict[str, Any]]
 
 
 def prompt_of(prompt: str | list[Part]) -> Prompt:

@@ -21,11 +21,14 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).parents[3]
 CALM = {"prompt": "pencil sketch", "slo_ms": 60_000.0}
 """A session whose frames are in time on any machine."""
+CUT = 1006
+"""The code of a connection that ended without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +167,13 @@ class Talk:
 def unpacked(message: dict[str, Any]) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(message["data"])) as image:
         return np.asarray(image)
+
+
+def closed(talk: Talk) -> tuple[int, str]:
+    """Code and reason with which the server ended a stream."""
+    try:
+        while True:
+            talk.socket.recv(timeout=20)
+    except ConnectionClosed as end:
+        received = end.rcvd
+    return (CUT, "") if received is None else (received.code, received.reason)

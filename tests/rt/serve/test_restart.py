@@ -9,8 +9,6 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from micro_engine import build_micro
-
 from rt import Pipeline
 from rt.errors import AdmissionRefused, ConfigError, Error
 from rt.frame import Frame
@@ -34,14 +32,9 @@ class Seen:
         self.errors.append(error)
 
 
-@pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_micro(tmp_path_factory.mktemp("micro"))
-
-
 @pytest.fixture
-def hub(engines: Path) -> Iterator[Hub]:
-    made = Hub(Plan(engines), Journal("off"))
+def hub(tiny_engine: Path) -> Iterator[Hub]:
+    made = Hub(Plan(tiny_engine), Journal("off"))
     made.load()
     assert made.state == "ready"
     yield made
