@@ -8,12 +8,11 @@ ones beside a control: a slow session alone, which says what the machine itself 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import rt
-from bench.cameras import Viewer, camera, steady
+from bench.cameras import control, misses, watched
 from bench.scaling import even
 from bench.soak import smallest_engine
 from bench.stretched import stretched
@@ -35,35 +34,11 @@ def offers(capacity: float) -> list[rt.SLO]:
     return [rt.SLO(fps=share * capacity, latency_ms=ms) for share, ms in SHARES]
 
 
-def watched(pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float) -> list[Viewer]:
-    """Open them all and let their cameras run."""
-    size = pipeline.manifest.geometry.height
-
-    viewers = [
-        Viewer(
-            pipeline.session(prompt="admission", slo=slo, min_steps=STEPS, motion="off"),
-            camera(steady(slo.fps, seconds), size),
-        )
-        for slo in slos
-    ]
-    for viewer in viewers:
-        viewer.start()
-    return viewers
-
-
-def misses(reports: Sequence[rt.Report]) -> tuple[float, int]:
-    """Share of the frames that were late or dropped, of how many."""
-    taken = sum(r.frames_in for r in reports)
-    bad = sum(r.frames_late + r.frames_dropped for r in reports)
-    assert taken == bad + sum(r.frames_on_time for r in reports), "counts add up"
-    return bad / taken, taken
-
-
 def four_and_a_fifth(
     pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float, name: str, most: float
 ) -> list[Row]:
     """The four, a fifth beside them, and again when the second has left."""
-    viewers = watched(pipeline, slos, seconds)
+    viewers = watched(pipeline, slos, seconds, STEPS)
     refused = ""
     try:
         pipeline.session(prompt="fifth", slo=slos[1]).close()
@@ -97,10 +72,8 @@ def real_rows(engines: Path, seconds: float) -> list[Row]:
     """On engines as they are. Their capacity is what the pipeline makes of the control's load."""
     with rt.Pipeline.load(engines, "cpu:0", seats=5, steps=STEPS) as pipeline:
         slo = rt.SLO(fps=CONTROL_FPS, latency_ms=SHARES[1][1])
-        control = watched(pipeline, [slo], seconds)[0]
-        time.sleep(0.8 * seconds)
-        capacity = CONTROL_FPS / pipeline.status().utilisation
-        share, taken = misses([control.join()])
+        capacity, report = control(pipeline, slo, seconds, STEPS)
+        share, taken = misses([report])
         rows = [
             Row("real: capacity", capacity, "frames/s", 1),
             Row("real: frames missed by one alone", share * 100, "%", taken, REAL * 100),

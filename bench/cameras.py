@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,3 +56,39 @@ class Viewer:
     def _run(self) -> None:
         for frame in self.session.stream(self.frames):
             self.seen.append((frame.captured_ns * 1e-9, time.perf_counter()))
+
+
+def watched(
+    pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float, steps: int
+) -> list[Viewer]:
+    """A session for each of `slos`, none of which gives up a step, and a camera for each."""
+    size = pipeline.manifest.geometry.height
+    options = {"prompt": "camera", "min_steps": steps, "motion": "off"}
+    viewers = [
+        Viewer(pipeline.session(slo=slo, **options), camera(steady(slo.fps, seconds), size))
+        for slo in slos
+    ]
+    for viewer in viewers:
+        viewer.start()
+    return viewers
+
+
+def control(
+    pipeline: rt.Pipeline, slo: rt.SLO, seconds: float, steps: int
+) -> tuple[float, rt.Report]:
+    """One slow session alone: frames/s that the pipeline could do by what it demands, and what the
+    machine misses by itself.
+    """
+    assert slo.fps is not None
+    (viewer,) = watched(pipeline, [slo], seconds, steps)
+    time.sleep(0.8 * seconds)
+    capacity = slo.fps / pipeline.status().utilisation
+    return capacity, viewer.join()
+
+
+def misses(reports: Sequence[rt.Report]) -> tuple[float, int]:
+    """Share of the frames that were late or dropped, of how many."""
+    taken = sum(r.frames_in for r in reports)
+    bad = sum(r.frames_late + r.frames_dropped for r in reports)
+    assert taken == bad + sum(r.frames_on_time for r in reports), "counts add up"
+    return bad / taken, taken

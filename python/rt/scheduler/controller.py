@@ -82,7 +82,8 @@ class Scheduler:
         self._journal.event("arrived", session, chunk, deadline_ns, now_ns, at_ns=now_ns)
         line = self._lines[session]
         due_ns = now_ns + PATIENCE_NS if deadline_ns is None else deadline_ns
-        line.arrive(Passage(chunk, line.terms.steps, deadline_ns, due_ns, self._order))
+        steps = self._ladder.steps(line.terms)
+        line.arrive(Passage(chunk, steps, deadline_ns, due_ns, self._order))
         self._order += 1
         if line.terms.latency_ns is not None:
             line.arrivals_ns.append(now_ns)
@@ -254,9 +255,12 @@ class Scheduler:
         return False
 
     def _predict(self, passage: Passage, now_ns: int) -> float:
-        """When a chunk will have left if it begins now, at the upper quantile."""
-        begun = (p for line in self._lines.values() for p in line.begun())
-        ahead = (p for p in begun if p.due_ns <= passage.due_ns)
+        """When a chunk will have left if it begins now, at the upper quantile. What is due before it
+        comes before it at every stage, also if it begins later.
+        """
+        here = (p for line in self._lines.values() for p in line.passages.values())
+        turn = passage.due_ns, passage.order
+        ahead = (p for p in here if (p.due_ns, p.order) < turn)
         passage.predicted_ns = now_ns + self._forecast.finish_ns(passage.steps, ahead)
         return passage.predicted_ns + self._forecast.margin_ns(passage.steps)
 
