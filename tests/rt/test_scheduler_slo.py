@@ -124,6 +124,31 @@ def test_a_source_that_became_slow_has_its_steps_back_in_time() -> None:
     assert [c.what for c in decisions(world, "degrade", "recover")].count("degrade") == 3
 
 
+@pytest.mark.parametrize("apart_ms", [1.5, 67.0])
+def test_cameras_in_step_have_their_steps_back_in_time_and_keep_them(apart_ms: float) -> None:
+    """Chunks of three sessions arrive together, at three times the capacity and then at half of it.
+    Each waits for those that are due a little sooner, even if its turn to be encoded came first; a
+    forecast that forgets them needs a margin that leaves no room for the second step.
+    """
+    ms: dict[tuple[int, Kind], float] = {
+        **{(0, "encode"): 86, (0, "denoise"): 57, (1, "denoise"): 100},
+        **{(2, "denoise"): 86, (2, "decode"): 29, (3, "decode"): 200},
+    }
+    for over_s in (8, 8.3):
+        world = World(ms, 2, jitter=0.02)
+        for number in range(3):
+            world.open(number, Terms(2, 1, 0, 20.0, 2500 * MS), phase_ms=apart_ms * number)
+        for tick in range(80):
+            world.at(tick * 250 * MS, lambda: None)
+        world.run(over_s)
+        for number in range(3):
+            world.set_rate(number, 10 / 3)
+        world.run(20)
+        changes = decisions(world, "degrade", "recover")
+        assert [c.what for c in changes] == ["degrade", "recover"]
+        assert changes[1].at_ns <= (over_s + 5) * 1e9
+
+
 def test_a_level_is_kept_where_the_better_one_would_not_hold() -> None:
     """At one step 64 % of the stage, at two 96 %: it stays at one."""
     world = World(ONE, 2)
@@ -169,9 +194,12 @@ def test_a_chunk_that_comes_too_late_to_be_done_presses_nobody() -> None:
 
 
 def test_a_batch_grows_only_while_every_member_keeps_its_deadline() -> None:
-    """Two sessions wait for the DiT; a pass of one takes 20 ms, of two 40, decoding 40."""
-    for slack_ms, members in ((85, 2), (75, 1)):
+    """Two sessions wait for the DiT; a pass of one takes 20 ms, of two 38, decoding 40. Where two
+    take 40 nobody waits for a neighbour.
+    """
+    for slack_ms, saved, members in ((85, 2.0, 2), (75, 2.0, 1), (5000, 0.0, 1)):
         costs = {(int(k != "encode"), k): PassCost(Line(0.0, ms)) for (_, k), ms in ONE.items()}
+        costs[1, "denoise"] = PassCost(Line(saved, 20 - saved))
         scheduler = Scheduler(Routes((0,), (1,), (1,)), 1, 4, costs)
         for session in range(2):
             scheduler.open(session, session, Terms(1, 1, 0, 16.0, 1000 * MS))

@@ -28,9 +28,12 @@ class Batches:
 
     def around(self, line: Line, passage: Passage, now_ns: int) -> list[tuple[Line, Passage]]:
         """The run of adjacent ready rows around a job, as long as the profiles allow and as the
-        batch still meets the deadline of every member that could meet it alone.
+        batch still meets the deadline of every member that could meet it alone. Where a batch
+        gains no time, whoever has a deadline goes alone.
         """
         members = [(line, passage)]
+        if passage.deadline_ns is not None and not self._forecast.batches_gain:
+            return members
         first = last = line.job(passage).row
         least = self._slack(passage, now_ns)
         while len(members) < self._max_batch:

@@ -16,8 +16,16 @@ KINDS: tuple[Kind, ...] = ("encode", "denoise", "decode")
 _MEAN_GAIN, _SPREAD_GAIN, _SPREADS = 1 / 8, 1 / 8, 3
 """Mean and mean deviation of what a chunk takes beyond its prediction, in the manner of round trips
 in TCP (Jacobson 1988), and how many deviations make an upper quantile: three are the 99th
-percentile of a normal spread. It forgets a stall within some ten chunks, and one chunk that was
-overtaken costs the next ones nothing.
+percentile of a normal spread. It forgets a stall within some ten chunks.
+"""
+_OUTLIER, _LEAST_SPREAD = 2, 0.02
+"""An error counts as no more than so many mean deviations, which are at least so much of the path:
+one chunk that was overtaken costs the next ones nothing, a machine that became slow is followed
+within some ten.
+"""
+_LEAST_GAIN = 0.05
+"""Share of one pass that has to be saved where two share it; less is no reason to let a chunk wait
+for its neighbour.
 """
 _BATCH_WEIGHT = 0.05
 """Share of the newest batch in the mean batch size."""
@@ -29,6 +37,10 @@ class Forecast:
     def __init__(self, routes: Routes, costs: Timetable | None) -> None:
         self._routes = routes
         self._costs: dict[tuple[int, Kind], PassCost] = dict(costs or {})
+        self.batches_gain = self._gain() >= _LEAST_GAIN
+        """Whether jobs that share a denoising pass take less time than one after the other, as far
+        as was told.
+        """
         self._passes: dict[tuple[Kind, int], tuple[float, float]] = {}
         self._batch = 1.0
         self._beyond: tuple[float, float] | None = None
@@ -53,7 +65,8 @@ class Forecast:
         path = self.path_ns(steps)
         if path > 0:
             mean, spread = self._beyond or (0.0, self._margin_share(steps) / _SPREADS)
-            error = late_ns / path - mean
+            most = _OUTLIER * max(spread, _LEAST_SPREAD)
+            error = max(-most, min(late_ns / path - mean, most))
             spread += _SPREAD_GAIN * (abs(error) - spread)
             self._beyond = mean + _MEAN_GAIN * error, spread
 
@@ -144,6 +157,12 @@ class Forecast:
         if cost is None:
             return 0.0
         return (cost.line.c_ms / self._batch + cost.line.m_ms) * cost.mean * 1e6
+
+    def _gain(self) -> float:
+        """Share of a denoising pass that does not grow with its jobs; all of it where unknown."""
+        lines = [self._costs[s, "denoise"].line for s in self._routes.denoise if self._costs]
+        alone = sum(line.at(1) for line in lines)
+        return sum(line.c_ms for line in lines) / alone if alone else 1.0
 
     def _alone_ns(self, stage: int, kind: Kind) -> float:
         cost = self._costs.get((stage, kind))
