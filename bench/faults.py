@@ -1,6 +1,7 @@
 """Two live sessions while a third misbehaves: its source stalls, bursts or jumps in time, its
-consumer blocks or vanishes, or passes of it raise or end their thread's work, at random events.
-Do the two keep their SLO, do counts add up, is every thread gone afterwards?
+consumer blocks or vanishes, or passes of it raise or end their thread's work, at random events; or
+while passes of another pipeline hang (one that hangs ends all sessions of its own pipeline). Do the
+two keep their SLO, do counts add up, is everything gone afterwards: threads, places, memory?
 
     python -m bench.faults --events 50
 """
@@ -8,16 +9,19 @@ Do the two keep their SLO, do counts add up, is every thread gone afterwards?
 from __future__ import annotations
 
 import contextlib
+import gc
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 import rt
 from bench.cameras import Viewer, camera, steady
@@ -31,6 +35,10 @@ STAGES, STEPS, STAGE_MS = 2, 2, 40.0
 FPS, BUDGET_MS = 15.0, 1000.0
 """Of each session: 15 % of what the stages do."""
 MISSES = 0.001
+HANG_S = 1.0
+"""When a pass counts as hanging: passes take 10 to 40 ms."""
+GROWTH = 0.02
+"""Of resident memory, from a tenth of the failures to the last."""
 Frames = Iterator[rt.Frame]
 
 
@@ -100,28 +108,76 @@ BAD: dict[str, Callable[[rt.Session, Frames], None]] = {
 
 @dataclass
 class Saboteur:
-    """Lets the n-th pass from now that runs for `victim` alone fail with `error`."""
+    """Lets the n-th pass from now that runs for `victim` alone fail with `error`, or where that is
+    None hang until `release`.
+    """
 
     victim: int = -1
     left: int = 0
-    error: type[BaseException] = RuntimeError
+    error: type[BaseException] | None = None
     struck: int = 0
+    release: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def aim(self, victim: int, left: int, error: type[BaseException] | None) -> None:
+        """What is to fail next."""
+        with self.lock:
+            self.victim, self.left, self.error = victim, left, error
+            self.release.clear()
 
     def watch(self, stage: Any) -> None:
         """Come between a stage and its passes."""
         inner = stage.run
 
         def run(task: Any, works: Any) -> Any:
-            with self.lock:
-                if self.left and all(job.session == self.victim for job in task.jobs):
-                    self.left -= 1
-                    if not self.left:
-                        self.struck += 1
-                        raise self.error("injected")
+            if self._strikes(task):
+                if self.error is not None:
+                    raise self.error("injected")
+                self.release.wait(60)
             return inner(task, works)
 
         stage.run = run
+
+    def _strikes(self, task: Any) -> bool:
+        with self.lock:
+            if not self.left or any(job.session != self.victim for job in task.jobs):
+                return False
+            self.left -= 1
+            self.struck += not self.left
+            return not self.left
+
+
+@dataclass
+class Kept:
+    """What is still there of sessions that failed, and the memory after each of them."""
+
+    sessions: list[weakref.ref[rt.Session]] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+
+    def note(self, session: rt.Session) -> None:
+        """Another one failed."""
+        self.sessions.append(weakref.ref(session))
+        self.resident.append(psutil.Process().memory_info().rss)
+
+    def rows(self, pipelines: Sequence[rt.Pipeline]) -> list[Row]:
+        """To be asked when all are closed."""
+        gc.collect()
+        alive = sum(session() is not None for session in self.sessions)
+        growth = self.resident[-1] / self.resident[len(self.resident) // 10] - 1
+        left = sum(map(leftovers, pipelines))
+        return [
+            Row("chunks, leases and places left behind", left, "", 1),
+            Row("failed sessions left in memory", alive, "", len(self.sessions)),
+            Row("growth of memory over all failures", growth * 100, "%", 1, GROWTH * 100),
+        ]
+
+
+def leftovers(pipeline: rt.Pipeline) -> int:
+    """Chunks on their way, leases and full places of hand-over; 0 where nobody is served."""
+    workers = pipeline._workers
+    inboxes = [box for stage in pipeline.stages for box in stage._lanes.inboxes.values()]
+    kept = (workers._works, workers.leases, workers._leaving, workers.hung)
+    return sum(map(len, kept)) + sum(len(box._full) for box in inboxes)
 
 
 # The two others
@@ -171,43 +227,80 @@ def misbehaves(
     return session.report()
 
 
-def fails(pipeline: rt.Pipeline, saboteur: Saboteur, events: int, seed: int) -> rt.Report:
+def ended(session: rt.Session, frames: Frames) -> rt.Report:
+    """Run a session until it fails."""
+    with contextlib.suppress(rt.StageFailed), session:
+        for _ in session.stream(frames):
+            pass
+    report = session.report()
+    out = report.frames_on_time + report.frames_late + report.frames_dropped
+    assert report.frames_in == out, "counts add up"
+    return report
+
+
+def fails(
+    pipeline: rt.Pipeline, saboteur: Saboteur, kept: Kept, events: int, seed: int
+) -> rt.Report:
     """One session after another, each until a random pass of it fails."""
     rng = np.random.default_rng(seed)
     size = pipeline.manifest.geometry.height
     for _ in range(events):
         session = opened(pipeline)
-        saboteur.error = (RuntimeError, SystemExit)[int(rng.integers(2))]
-        with saboteur.lock:
-            saboteur.victim, saboteur.left = session.number, int(rng.integers(1, 25))
-        viewer = Viewer(session, camera(steady(FPS, 10.0), size))
-        with contextlib.suppress(rt.StageFailed), session:
-            for _ in session.stream(viewer.frames):
-                pass
-        report = session.report()
-        out = report.frames_on_time + report.frames_late + report.frames_dropped
-        assert report.frames_in == out, "counts add up"
+        error = (RuntimeError, SystemExit)[int(rng.integers(2))]
+        saboteur.aim(session.number, int(rng.integers(1, 25)), error)
+        report = ended(session, camera(steady(FPS, 10.0), size))
+        kept.note(session)
+    return report
+
+
+def hangs(
+    pipeline: rt.Pipeline, saboteur: Saboteur, kept: Kept, events: int, seed: int
+) -> rt.Report:
+    """The same, until a random pass hangs; it returns when the watchdog has ended the session and
+    nobody is let in. Then the pipeline is whole again.
+    """
+    rng = np.random.default_rng(seed)
+    size = pipeline.manifest.geometry.height
+    for _ in range(events):
+        session = opened(pipeline)
+        saboteur.aim(session.number, int(rng.integers(1, 25)), None)
+        report = ended(session, camera(steady(FPS, 10.0), size))
+        kept.note(session)
+        try:
+            opened(pipeline).close()
+            raise AssertionError("a session was let in while a stage hangs")
+        except rt.StageFailed:
+            saboteur.release.set()
+        with pipeline.changed:
+            assert pipeline.changed.wait_for(lambda: not leftovers(pipeline), 30)
     return report
 
 
 def measure(engines: Path, seconds: float, events: int, seed: int) -> list[Row]:
-    """All that can go wrong, one after the other, on one pipeline."""
+    """All that can go wrong, one after the other."""
     manifest, threads = manifests.read(engines), threading.active_count()
-    names, rows, saboteur = [f"cpu:{i}" for i in range(STAGES)], [], Saboteur()
+    names, rows, kept = [f"cpu:{i}" for i in range(STAGES)], [], Kept()
+    failing, hanging = Saboteur(), Saboteur()
     with (
         stretched(manifest, even(manifest, STAGES, STEPS, STAGES * STAGE_MS)),
         rt.Pipeline.load(engines, names, seats=3, steps=STEPS) as pipeline,
+        rt.Pipeline.load(engines, names, seats=1, steps=STEPS, hang_s=HANG_S) as other,
     ):
-        for stage in pipeline.stages:
-            saboteur.watch(stage)
+        for saboteur, sabotaged in ((failing, pipeline), (hanging, other)):
+            for stage in sabotaged.stages:
+                saboteur.watch(stage)
         for name, bad in BAD.items():
             row = beside(pipeline, seconds, partial(misbehaves, pipeline, seconds, bad))
             rows.append(named(row, name))
-        row = beside(pipeline, seconds, lambda: fails(pipeline, saboteur, events, seed))
-        rows.append(named(row, f"{saboteur.struck} passes raise or exit"))
-        free = len(pipeline._workers.free_seats)
-    rows.append(Row("passes that failed", saboteur.struck, "", 1, float(events)))
-    rows.append(Row("seats free at the end", free, "", 1, 3.0))
+        row = beside(pipeline, seconds, lambda: fails(pipeline, failing, kept, events, seed))
+        rows.append(named(row, f"{failing.struck} passes raise or exit"))
+        row = beside(pipeline, seconds, lambda: hangs(other, hanging, kept, events, seed))
+        rows.append(named(row, f"{hanging.struck} passes of another pipeline hang"))
+        free = len(pipeline._workers.free_seats) + len(other._workers.free_seats)
+        rows += kept.rows((pipeline, other))
+    rows.append(Row("passes that raised or exited", failing.struck, "", 1, float(events)))
+    rows.append(Row("passes that hung, each seen by the watchdog", hanging.struck, "", 1, events))
+    rows.append(Row("seats free at the end", free, "", 1, 4.0))
     deadline = time.monotonic() + 15
     while threading.active_count() > threads and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -222,7 +315,7 @@ def named(row: Row, name: str) -> Row:
 def main() -> None:
     p = parser(__doc__, "faults")
     p.add_argument("--seconds", type=float, default=8.0, help="of each kind of misbehaviour")
-    p.add_argument("--events", type=int, default=50, help="passes that fail")
+    p.add_argument("--events", type=int, default=50, help="passes that fail, and that hang")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     options = p.parse_args()
