@@ -7,8 +7,10 @@ asserted.
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from micro_engine import SIZE
 from numpy.typing import NDArray
 
 import rt
+from bench.faults import leftovers
 from bench.stretched import known, stretched
 from rt import manifest as manifests
 from rt import workers
@@ -259,33 +262,34 @@ def test_async_left_early_or_broken(tiny_engine: Path) -> None:
 # Faults
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("how", ["raise", "exit", "hang"])
 def test_stages_fail_at_random_passes(
-    tiny_engine: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: Path, how: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random passes on two stages raise, end their thread or hang: every session ends with its
-    frames or with StageFailed, counts add up, and the pipeline opens further ones. No thread stays
-    behind.
+    frames or with StageFailed, counts add up, and the pipeline opens further ones. Nothing stays
+    behind: no thread, chunk, place or session.
     """
     monkeypatch.setattr(workers, "CHECK_S", 0.02)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     before = threading.active_count()
-    countdown, release = [10**9], threading.Event()
-    hang_s = 3.0 if how == "hang" else 60.0
-    with rt.Pipeline.load(tiny_engine, "cpu:0,cpu:1", seats=2, steps=2, hang_s=hang_s) as pipeline:
+    countdown, release, gone = [10**9], threading.Event(), []
+    with rt.Pipeline.load(tiny_engine, "cpu:0,cpu:1", seats=2, steps=2) as pipeline:
         for stage in pipeline.stages:
 
             def run(task: Any, works: Any, run: Any = stage.run) -> Any:
                 countdown[0] -= 1
                 if countdown[0] == 0:
                     if how == "hang":
-                        release.wait(30)
+                        pipeline._workers._hang_s = 0.0  # The watchdog need not wait for long.
+                        release.wait(60)
                     raise RuntimeError("injected") if how == "raise" else SystemExit
                 return run(task, works)
 
             monkeypatch.setattr(stage, "run", run)
         failures = 0
-        for _ in range(2 if how == "hang" else 10):
+        for _ in range(4):
             countdown[0] = int(rng.integers(1, 25))
             release.clear()
             sessions = [pipeline.session(prompt=PROMPT) for _ in range(2)]
@@ -297,16 +301,22 @@ def test_stages_fail_at_random_passes(
                         failures += 1
                 assert session.report().frames_in_flight == 0
                 assert whole(session.report())
+                gone.append(weakref.ref(session))
             countdown[0] = 10**9
             if how == "hang" and any(s.hung for s in pipeline.status().placement):
                 with pytest.raises(rt.StageFailed, match="has been running"):
                     pipeline.session(prompt=PROMPT)
+            pipeline._workers._hang_s = 60.0
             release.set()
             with pipeline.changed:
-                assert pipeline.changed.wait_for(lambda: len(pipeline._workers.free_seats) == 2, 30)
+                assert pipeline.changed.wait_for(lambda: not leftovers(pipeline), 30)
+            assert len(pipeline._workers.free_seats) == 2
         assert failures
         with pipeline.session(prompt=PROMPT) as session:
             assert len(list(session.stream(scene(9)))) == 9
+        del session, sessions
+        gc.collect()
+        assert not any(session() for session in gone)
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
