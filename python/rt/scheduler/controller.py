@@ -255,8 +255,8 @@ class Scheduler:
         return False
 
     def _predict(self, passage: Passage, now_ns: int) -> float:
-        """When a chunk will have left if it begins now, at the upper quantile. What is due before it
-        comes before it at every stage, also if it begins later.
+        """When a chunk will have left if it begins now, at the upper quantile. What is due before
+        it comes before it at every stage, also if it begins later.
         """
         here = (p for line in self._lines.values() for p in line.passages.values())
         turn = passage.due_ns, passage.order
