@@ -34,7 +34,7 @@ HEIGHT = {
 
 LIBRARIES = {
     "onnxruntime": {"backends/onnxruntime.py"},
-    "av": {str(path.relative_to(RT)) for path in (RT / "media").glob("*.py")},
+    "av": {"serve/rtc.py", *(str(path.relative_to(RT)) for path in (RT / "media").glob("*.py"))},
     "tokenizers": {"prompt.py"},
     "safetensors": {"prompt.py"},
     "torch": {"backends/inductor.py"},
@@ -48,6 +48,8 @@ LIBRARIES = {
     "PIL": {"serve/pictures.py"},
     "msgpack": {"serve/wire.py"},
     "psutil": {"serve/gauges.py"},
+    "aiortc": {"serve/rtc.py", "serve/offer.py"},
+    "aioice": {"serve/rtc.py"},
 }
 
 

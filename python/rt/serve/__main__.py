@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from ..errors import ConfigError, Error
-from . import options
+from . import options, rtc
 from .app import build
 from .guard import is_loopback
 from .hub import Hub
@@ -61,6 +61,8 @@ def run(arguments: Sequence[str] | None) -> int:
     chosen = options.parser().parse_args(arguments)
     plan, access = options.plan(chosen), options.access(chosen)
     listening = listen(chosen.host, chosen.port)
+    media = options.media(chosen, listening.getsockname()[0])
+    rtc.settle(media)
     journal = Journal(chosen.log)
     logging.getLogger().addHandler(Lines(journal))
     hub = Hub(plan, journal)
@@ -75,7 +77,7 @@ def run(arguments: Sequence[str] | None) -> int:
             print("ready", flush=True)
 
     config = uvicorn.Config(
-        build(hub, access, loaded),
+        build(hub, access, media, loaded),
         ws="websockets-sansio",
         ws_max_size=plan.limits.frame_bytes,
         ws_per_message_deflate=False,

@@ -21,7 +21,18 @@ from ..errors import ConfigError
 from . import socket as sockets
 from .guard import Access, Guard
 from .hub import Hub, Refused
-from .schema import Engine, Failure, Mistake, SessionOptions, SessionStatus, SessionUpdate
+from .limits import Media
+from .rtc import Calls
+from .schema import (
+    Answer,
+    Engine,
+    Failure,
+    Mistake,
+    Offer,
+    SessionOptions,
+    SessionStatus,
+    SessionUpdate,
+)
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
@@ -73,8 +84,9 @@ class Updated(BaseModel):
     chunk: int
 
 
-def build(hub: Hub, access: Access, loaded: Callable[[], None]) -> ASGIApp:
+def build(hub: Hub, access: Access, media: Media, loaded: Callable[[], None]) -> ASGIApp:
     """The application. `loaded` is called once the hub has stopped loading, well or not."""
+    calls = Calls(hub)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -89,6 +101,7 @@ def build(hub: Hub, access: Access, loaded: Callable[[], None]) -> ASGIApp:
         with suppress(asyncio.CancelledError):
             await tasks[1]
         await run_in_threadpool(hub.close)
+        await calls.close()
 
     app = FastAPI(
         title="streamdiffusion-rt",
@@ -103,6 +116,7 @@ def build(hub: Hub, access: Access, loaded: Callable[[], None]) -> ASGIApp:
     _page(app)
     _health(app, hub)
     _sessions(app, hub)
+    _streams(app, hub, calls, media)
     return Guard(app, access)
 
 
@@ -177,6 +191,14 @@ def _sessions(app: FastAPI, hub: Hub) -> None:
         """End it."""
         hub.end(hub.get(number), "deleted")
         return Response(status_code=204)
+
+
+def _streams(app: FastAPI, hub: Hub, calls: Calls, media: Media) -> None:
+    @app.post("/api/sessions/{number}/offer", responses=_fails(404, 422))
+    async def offer(number: str, offer: Offer) -> Answer:
+        """Frames over WebRTC: `rt.serve.rtc`."""
+        sdp = await calls.answer(hub.get(number), offer.sdp)
+        return Answer(sdp=sdp, bits_per_s=media.bits_per_s)
 
     @app.websocket("/api/sessions/{number}/stream")
     async def stream(socket: WebSocket, number: str) -> None:

@@ -19,6 +19,14 @@ class Limits:
     drain_s: float = 10.0
 
 
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What WebRTC sends from, and how much of it. `host` is an address, not a name."""
+
+    host: str
+    bits_per_s: int = 2_500_000
+
+
 class MessageRate:
     """A bucket that holds one second's worth of messages and refills steadily."""
 

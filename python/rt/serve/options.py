@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import secrets
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from ..errors import ConfigError
 from .guard import Access, hosts_of, is_loopback
 from .hub import Plan
 from .journal import Style
-from .limits import Limits
+from .limits import Limits, Media
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +47,16 @@ def parser() -> argparse.ArgumentParser:
         ("--drain-s", float, limits.drain_s, "how long SIGTERM waits for sessions"),
     ):
         p.add_argument(name, type=kind, default=default, metavar="N", help=f"{text} {shown}")
+    p.add_argument(
+        "--media-host", metavar="ADDRESS", help="that WebRTC listens on (default: as --host)"
+    )
+    p.add_argument(
+        "--media-kbit",
+        type=int,
+        default=Media("").bits_per_s // 1000,
+        metavar="N",
+        help=f"kbit/s of a picture over WebRTC, each way {shown}",
+    )
     p.add_argument("--log", choices=get_args(Style), default="text", help=f"to stderr {shown}")
     return p
 
@@ -71,3 +82,17 @@ def access(options: argparse.Namespace) -> Access:
         raise ConfigError(f"token: got {len(token)} characters, expected at least 8")
     hosts = hosts_of(options.name, options.host)
     return Access(hosts, tuple(options.origin), token, Limits().body_bytes)
+
+
+def media(options: argparse.Namespace, bound: str) -> Media:
+    """WebRTC's address and rate; `bound` is the address that HTTP listens on."""
+    host = options.media_host or bound
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigError(
+            f"media_host: got {host!r}, expected an address such as 0.0.0.0"
+        ) from error
+    if not 100 <= options.media_kbit <= 100_000:
+        raise ConfigError(f"media_kbit: got {options.media_kbit}, expected 100 to 100000")
+    return Media(host, options.media_kbit * 1000)

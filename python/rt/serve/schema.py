@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -124,6 +124,20 @@ class Engine(BaseModel):
     backend: str
     devices: list[str]
     styles: list[str]
+
+
+class Offer(Strict):
+    """What `RTCPeerConnection.createOffer` gave: one video both ways and one data channel."""
+
+    sdp: Annotated[str, Field(min_length=1, max_length=50_000)]
+
+
+class Answer(BaseModel):
+    """For `setRemoteDescription`, and the rate that both sides send at."""
+
+    type: Literal["answer"] = "answer"
+    sdp: str
+    bits_per_s: int
 
 
 class Failure(BaseModel):

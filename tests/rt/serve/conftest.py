@@ -14,7 +14,18 @@ from served import Served, serving
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    with serving("--sessions", "3", "--steps", "3", "--idle-s", "6", "--log", "json") as served:
+    with serving(
+        "--sessions",
+        "3",
+        "--steps",
+        "3",
+        "--idle-s",
+        "6",
+        "--frame-pixels",
+        "90000",
+        "--log",
+        "json",
+    ) as served:
         yield served
 
 

@@ -50,7 +50,7 @@ def test_schemathesis_finds_nothing(server: Served, tmp_path: Path) -> None:
         timeout=240,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert "8 selected / 8 total" in done.stdout
+    assert "9 selected / 9 total" in done.stdout
     assert "3 covered / 3 selected" in done.stdout  # status, update, delete of a real session
 
 

@@ -53,7 +53,9 @@ def page(server: Served) -> Iterator[Page]:
         page.goto(server.url)
         page.wait_for_selector("body[data-ready=yes]", timeout=30_000)
         yield page
+        page.close()  # its session ends with it
         browser.close()
+        server.all_free()
         assert complaints == []
 
 

@@ -1,10 +1,12 @@
 // The page: binds controls, source, session and instruments together.
 
 import { Chart } from "./charts.js";
+import { Call } from "./rtc.js";
 import { Session, api } from "./session.js";
 import { Source } from "./source.js";
 
 const STYLES = ["pencil sketch", "comic", "oil painting", "watercolour", "anime", "neon"];
+const TRANSPORTS = { rtc: Call, socket: Session };
 const $ = (id) => document.getElementById(id);
 const output = $("output").getContext("2d", { alpha: false });
 const source = new Source($("input"));
@@ -22,6 +24,18 @@ function say(state, words) {
 function alertUser(error) {
   $("alert").textContent = error ? String(error.message ?? error) : "";
   $("alert").hidden = !error;
+  if (error?.transport) offerOther(error.transport);
+}
+
+// Never by itself: who looks at the page decides how pictures travel.
+function offerOther(name) {
+  const button = document.createElement("button");
+  button.textContent = `Use ${$("transport").querySelector(`[value=${name}]`).textContent}`;
+  button.addEventListener("click", () => {
+    $("transport").value = name;
+    start();
+  });
+  $("alert").append(" ", button);
 }
 
 const box = $("charts");
@@ -61,7 +75,7 @@ function showPicture(bitmap, message) {
     $("hint").hidden = true;
   }
   output.drawImage(bitmap, 0, 0, output.canvas.width, output.canvas.height);
-  $("age").textContent = `${Math.round(performance.now() - message.pts_s * 1000)} ms`;
+  $("age").textContent = message ? `${Math.round(performance.now() - message.pts_s * 1000)} ms` : "";
   document.body.dataset.pictures = String(Number(document.body.dataset.pictures ?? 0) + 1);
 }
 
@@ -125,7 +139,9 @@ async function start() {
   $("start").disabled = true;
   delete document.body.dataset.firstMs;
   try {
-    const opening = new Session({ picture: showPicture, status: showStatus, closed: lost });
+    const Transport = TRANSPORTS[$("transport").value];
+    const on = { picture: showPicture, status: showStatus, closed: lost };
+    const opening = new Transport(on, $("input"));
     await source.open($("source").value, $("file").files[0], (canvas, s) => session?.send(canvas, s), stop);
     await opening.open({ prompt: prompt(), ...settings() });
     session = opening;
@@ -207,6 +223,9 @@ for (const id of ["steps", "motion", "slo", "low", "high"]) {
 }
 $("source").addEventListener("change", () => {
   $("file").hidden = $("source").value !== "file";
+  if (session) stop();
+});
+$("transport").addEventListener("change", () => {
   if (session) stop();
 });
 $("start").addEventListener("click", () => (session ? stop() : start()));
