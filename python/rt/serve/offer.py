@@ -12,6 +12,8 @@ from aiortc import sdp
 from ..errors import ConfigError
 
 MEDIA = ["application", "video"]
+LONGEST = 20_000
+"""Characters; browsers send less than half of it."""
 _DROPPED = ("a=candidate:", "a=end-of-candidates")
 
 
@@ -26,6 +28,8 @@ def checked(offer: str) -> str:
     """The offer to go by. Raises ConfigError for anything but one video both ways and one data
     channel, by somebody with an identity.
     """
+    if len(offer) > LONGEST:
+        raise ConfigError(f"sdp: got {len(offer)} characters, expected at most {LONGEST}")
     offer = without_candidates(offer)
     try:
         description = sdp.SessionDescription.parse(offer)

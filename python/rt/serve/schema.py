@@ -129,7 +129,7 @@ class Engine(BaseModel):
 class Offer(Strict):
     """What `RTCPeerConnection.createOffer` gave: one video both ways and one data channel."""
 
-    sdp: Annotated[str, Field(min_length=1, max_length=50_000)]
+    sdp: Annotated[str, Field(min_length=1)]
 
 
 class Answer(BaseModel):
