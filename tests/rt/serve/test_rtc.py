@@ -46,7 +46,7 @@ def test_a_stream_is_restyled_at_its_own_times_and_a_vanished_peer_is_given_up(
 
 
 async def _stream(free: Served) -> None:
-    lost, number = free.opened(fps=0.2), free.opened(prompt="realistic", fps=3.0, steps=1)
+    lost, number = free.opened(fps=0.2), free.opened(prompt="realistic", steps=1)
     vanishing, caller = Caller(picture, fps=4.0), Caller(picture)
     await vanishing.call(free, lost)
     await caller.call(free, number)
