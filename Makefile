@@ -46,7 +46,7 @@ live: $(VENV)/serve.stamp
 # The tests that drive the page; the others leave them out where no chromium is.
 browser: $(VENV)/test.stamp
 	@command -v chromium >/dev/null || { echo "make browser: apt-get install chromium"; exit 1; }
-	$(BIN)/python -m pytest tests/rt/serve/test_page.py
+	RT_BROWSER_SECONDS=60 $(BIN)/python -m pytest tests/rt/serve/test_page.py tests/rt/serve/test_minute.py
 
 # Debian's ffmpeg, nginx with its RTMP module, GStreamer's RTSP server: the other side of the wire.
 PEERS := ffmpeg nginx-light libnginx-mod-rtmp python3-gi gir1.2-gst-rtsp-server-1.0 \
