@@ -14,7 +14,7 @@ from bench import clients
 
 
 def test_bad_clients_harm_themselves_only(tiny_engine: Path) -> None:
-    with clients.serving(tiny_engine, clients.STEADY + 5) as (process, url):
+    with clients.serving(tiny_engine, *clients.SEATS) as (process, url):
         run = clients.crowd(process, url, fps=4.0, slo_ms=60_000.0, alone_s=1.0, seconds=4.0)
         outcome = asyncio.run(run)  # an error of any good client ends it
         assert clients.ask(url + "/readyz")[0] == 200

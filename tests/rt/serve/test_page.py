@@ -20,6 +20,10 @@ Page = sync_api.Page
 PICTURES = os.environ.get("RT_SCREENSHOTS")
 """A folder for screenshots, for docs/pictures."""
 
+CANVASES = ("input", "output")
+NAMELESS = """() => [...document.querySelectorAll("input, select, button, a, summary")]
+  .filter((e) => !e.hidden && !(e.labels?.length || e.ariaLabel || e.innerText.trim()))
+  .map((e) => e.id)"""
 MEAN_COLOUR = """(id) => {
   const canvas = document.getElementById(id);
   const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -131,9 +135,10 @@ def test_options_blends_themes_and_a_phone(page: Page, server: Served) -> None:
     page.click("text=oil painting")
     more(page, 16)
     look(page, "page-light")
-    page.set_viewport_size({"width": 390, "height": 844})
-    more(page, 4)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    for width, height in ((320, 640), (700, 900), (1600, 900), (390, 844)):
+        page.set_viewport_size({"width": width, "height": height})
+        more(page, 2)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     look(page, "page-phone")
     page.click("#start")
     assert page.inner_text("#start") == "Start"
@@ -141,16 +146,65 @@ def test_options_blends_themes_and_a_phone(page: Page, server: Served) -> None:
 
 
 def test_everything_is_reached_with_the_keyboard(page: Page) -> None:
-    reached = set()
+    order, rings = [], []
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
-    assert {"prompt", "source", "start", "steps", "motion", "slo", "low", "high"} <= reached
-    assert {"pencil sketch", "thermal", "Blend and transition"} <= reached
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+        rings.append(page.evaluate("getComputedStyle(document.activeElement).outlineStyle"))
+        if order[-1] == "low":
+            break
+    wanted = ("prompt", "pencil sketch", "Blend and transition", "source", "start", "steps", "low")
+    assert [name for name in order if name in wanted] == list(wanted)
+    assert {"thermal", "motion", "slo", "high"} <= set(order)
+    assert set(rings) == {"solid"}
+    # Whatever can be reached has a name that is read out.
+    assert page.evaluate(NAMELESS) == []
+    page.focus("#source")
+    page.keyboard.press("b")  # the built-in scene
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-first-ms]", timeout=60_000)
+    more(page, 4)
+    assert page.inner_text("#first").endswith(" ms")
+    page.keyboard.press("s")
+    assert page.inner_text("#start") == "Start"
 
 
-def test_a_file_is_a_source_and_what_is_no_film_is_told(page: Page, tmp_path: Path) -> None:
+def test_instruments_show_what_the_server_counts(page: Page) -> None:
+    begin(page, "scene")
+    more(page, 8)
+    page.wait_for_selector("body[data-ttff-ms]:not([data-ttff-ms=''])", timeout=60_000)
+    heads = page.locator(".chart h2").all_inner_texts()
+    for name in ("Frames per", "Latency", "Frames late", "Motion", "Noise", "Steps in", "Degrad"):
+        assert any(head.startswith(name) for head in heads), name
+    wait_until(lambda: page.locator(".chart h2 b", has_text="–").count() == 0)
+    out, taken = (int(n) for n in page.inner_text("#counts").split(" / "))
+    assert 0 < out <= taken
+
+
+def film(path: Path, rgb: tuple[int, int, int]) -> Path:
+    """One second of one colour."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libvpx", rate=10, options={"deadline": "realtime"})
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        picture = np.full((120, 160, 3), rgb, np.uint8)
+        for _ in range(10):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def test_a_film_or_a_picture_is_a_source_and_what_is_neither_is_told(
+    page: Page, server: Served, tmp_path: Path
+) -> None:
+    page.click("text=realistic")
     page.select_option("#source", "file")
+    page.set_input_files("#file", film(tmp_path / "red.webm", (200, 30, 30)))
+    begin(page, "file")
+    more(page, 12)  # it begins again at its end
+    assert all(colour(page, name)[0] > 1.5 * colour(page, name)[1:].max() for name in CANVASES)
+    page.click("#start")
     page.set_input_files("#file", str(ROOT / "docs" / "motion.png"))
     page.click("#start")
     page.wait_for_selector("body[data-first-ms]", timeout=60_000)
@@ -160,3 +214,10 @@ def test_a_file_is_a_source_and_what_is_no_film_is_told(page: Page, tmp_path: Pa
     page.set_input_files("#file", str(broken))
     page.click("#start")
     wait_until(lambda: "cannot play" in page.inner_text("#alert"))
+    wait_until(lambda: b"\nrt_sessions 0.0" in server.ask("GET", "/metrics").body)
+
+
+def test_a_screen_is_a_source(page: Page) -> None:
+    begin(page, "screen")
+    more(page, 4)
+    assert page.inner_text("#alert") == ""

@@ -47,6 +47,8 @@ const charts = {
   misses: new Chart(box, "Frames late", "%", [{ colour: "--bad" }], { digits: 1, floor: 10 }),
   motion: new Chart(box, "Motion score", "px", [{ colour: "--warm" }], { digits: 2 }),
   noise: new Chart(box, "Noise scale", "", [{ colour: "--accent" }], { digits: 3, floor: 0.3 }),
+  steps: new Chart(box, "Steps in use", "", [{ colour: "--blue" }], { floor: 4 }),
+  level: new Chart(box, "Degradation level", "", [{ colour: "--bad" }], { floor: 3 }),
 };
 let before = null;
 let starved = 0;
@@ -65,13 +67,20 @@ function showStatus(status) {
   charts.misses.add(out > 0 ? (100 * late) / out : null);
   charts.motion.add(status.motion_score);
   charts.noise.add(status.noise_scale);
-  say("live", `live, ${status.steps} ${status.steps === 1 ? "step" : "steps"}`);
+  charts.steps.add(status.steps);
+  charts.level.add(status.level);
+  $("held").textContent = `${status.fps_held} frames/s`;
+  $("counts").textContent = `${status.frames_on_time + status.frames_late} / ${status.frames_in}`;
+  $("dropped").textContent = `${status.frames_dropped} / ${status.frames_replaced}`;
+  say("live", `live, ${status.most_steps} ${status.most_steps === 1 ? "step" : "steps"}`);
   document.body.dataset.ttffMs = String(status.ttff_ms ?? "");
 }
 
 function showPicture(bitmap, message) {
   if (!document.body.dataset.firstMs) {
-    document.body.dataset.firstMs = String(Math.round(performance.now() - startedMs));
+    const firstMs = Math.round(performance.now() - startedMs);
+    document.body.dataset.firstMs = String(firstMs);
+    $("first").textContent = `${firstMs} ms`;
     $("hint").hidden = true;
   }
   output.drawImage(bitmap, 0, 0, output.canvas.width, output.canvas.height);
@@ -138,12 +147,23 @@ async function start() {
   say("busy", "starting");
   $("start").disabled = true;
   delete document.body.dataset.firstMs;
+  let ended = null;
+  const closed = (reason) => {
+    ended = reason || "the connection was lost";
+    if (session === opening) lost(ended);
+  };
+  const Transport = TRANSPORTS[$("transport").value];
+  const opening = new Transport({ picture: showPicture, status: showStatus, closed }, $("input"));
   try {
-    const Transport = TRANSPORTS[$("transport").value];
-    const on = { picture: showPicture, status: showStatus, closed: lost };
-    const opening = new Transport(on, $("input"));
-    await source.open($("source").value, $("file").files[0], (canvas, s) => session?.send(canvas, s), stop);
-    await opening.open({ prompt: prompt(), ...settings() });
+    // Side by side: a camera wakes up while the server makes room.
+    const send = (canvas, ptsS) => session?.send(canvas, ptsS);
+    const pictures = source.open($("source").value, $("file").files[0], send, stop);
+    const both = await Promise.allSettled([
+      pictures, opening.open({ prompt: prompt(), ...settings() }, pictures),
+    ]);
+    const wrong = both.find(({ status }) => status === "rejected");
+    if (wrong) throw wrong.reason;
+    if (ended) throw new Error(ended);
     session = opening;
     before = null;
     starved = 0;
@@ -151,6 +171,7 @@ async function start() {
     $("record").disabled = false;
   } catch (error) {
     source.stop();
+    opening.close();
     say("idle", "not started");
     alertUser(error.name === "NotAllowedError" ? new Error("the browser was not allowed to look") : error);
   }
@@ -169,7 +190,7 @@ function stop() {
 
 function lost(reason) {
   stop();
-  alertUser(new Error(reason || "the connection was lost"));
+  alertUser(new Error(reason));
 }
 
 function record() {

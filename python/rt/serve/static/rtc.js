@@ -20,14 +20,15 @@ export class Call {
     this.canvas = canvas;
   }
 
-  async open(options) {
+  // `pictures` is settled once the canvas shows the source, or will not.
+  async open(options, pictures) {
     if (!globalThis.RTCPeerConnection) throw cannot("this browser does not have it");
     const opened = await api("POST", "/api/sessions", options);
     this.id = opened.id;
     this.leave = () => this.close();
     addEventListener("pagehide", this.leave);
     try {
-      await this.#connect();
+      await this.#connect(pictures);
     } catch (error) {
       this.close();
       throw error;
@@ -35,12 +36,9 @@ export class Call {
     return opened;
   }
 
-  async #connect() {
+  async #connect(pictures) {
     const peer = this.peer = new RTCPeerConnection({ bundlePolicy: "max-bundle" });
-    this.sent = this.canvas.captureStream(FRAMES_PER_S);
-    const [track] = this.sent.getVideoTracks();
-    track.contentHint = "detail"; // a slow network costs frames, not size
-    const sender = peer.addTrack(track, this.sent);
+    const { sender } = peer.addTransceiver("video", { direction: "sendrecv" });
     const channel = peer.createDataChannel("status");
     peer.addEventListener("track", ({ track: received, receiver }) => {
       receiver.jitterBufferTarget = 0;
@@ -68,6 +66,11 @@ export class Call {
         if (peer.connectionState === "failed") fail(cannot("the server is not reached"));
       });
     });
+    await pictures;
+    this.sent = this.canvas.captureStream(FRAMES_PER_S);
+    const [track] = this.sent.getVideoTracks();
+    track.contentHint = "detail"; // a slow network costs frames, not size
+    await sender.replaceTrack(track);
     channel.addEventListener("close", () => this.on.closed(this.reason ?? ""));
   }
 
