@@ -50,7 +50,7 @@ def first_picture_ms(url: str, source: str, transport: str, chromium: str) -> tu
 def main() -> int:
     p = parser(__doc__, "page")
     p.add_argument("--runs", type=int, default=7)
-    p.add_argument("--steps", type=int, default=4)
+    p.add_argument("--steps", type=int, default=4, help="most; the page begins with the model's")
     p.add_argument("--engines", type=Path, default=ROOT / "engines" / "tiny")
     o = p.parse_args()
     chromium = shutil.which("chromium")
@@ -67,7 +67,7 @@ def main() -> int:
             for what, value in (("median", statistics.median(shown)), ("worst", max(shown))):
                 rows.append(Row(f"{name}: first picture, {what}", value, "ms", o.runs, LIMIT_MS))
             rows.append(Row(f"{name}: in the server", statistics.median(server), "ms", o.runs))
-    publish(f"start to first picture, {o.engines.name}, {o.steps} steps", rows, o.json)
+    publish(f"start to first picture, {o.engines.name}, at most {o.steps} steps", rows, o.json)
     return 0 if all(row.value <= (row.limit or row.value) for row in rows) else 1
 
 
