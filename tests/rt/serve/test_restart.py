@@ -1,7 +1,10 @@
-"""A session whose options change begins again, goes on as before, or ends: nothing in between."""
+"""Sessions of a hub: options that change begin it again, or end it; its life time ends it; no file
+that a client names is read.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from rt.errors import AdmissionRefused, ConfigError, Error
 from rt.frame import Frame
 from rt.serve.hub import Hub, Plan
 from rt.serve.journal import Journal
-from rt.serve.schema import NoiseRange, SessionOptions, SessionUpdate
+from rt.serve.schema import NoiseRange, Part, SessionOptions, SessionUpdate
 
 WRONG = SessionUpdate(noise_range=NoiseRange(low=0.3, high=0.4), steps=1)
 
@@ -82,3 +85,31 @@ def test_refused_twice_it_is_over_and_says_so(hub: Hub, monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match="is over"):
         live.update(WRONG)
     assert hub.open(SessionOptions(prompt="ink")).steps > 0  # its seat is free again
+
+
+def test_a_session_lives_no_longer_than_is_granted(hub: Hub) -> None:
+    live = hub.open(SessionOptions(prompt="ink", fps=4.0))
+    live.active_s = live.opened_s + hub.limits.life_s  # it never was idle
+    hub.expire(live.opened_s + hub.limits.life_s)
+    assert hub.sessions() == [live]
+    hub.expire(live.opened_s + hub.limits.life_s + 1)
+    assert hub.sessions() == []
+
+
+def test_what_a_client_says_is_never_a_path(hub: Hub) -> None:
+    opened: list[str] = []
+    watching = [True]
+
+    def hear(event: str, given: tuple[object, ...]) -> None:
+        if watching[0] and event in ("open", "os.listdir", "os.scandir"):
+            opened.append(str(given[0]))
+
+    sys.addaudithook(hear)  # it cannot be taken away again
+    try:
+        for text in ("/etc/passwd", "../../etc/passwd", "file:///etc/passwd", "a.safetensors"):
+            live = hub.open(SessionOptions(prompt=text, fps=4.0))
+            hub.update(live, SessionUpdate(prompt=[Part(text=text, weight=1.0)]))
+            hub.end(live, "seen")
+    finally:
+        watching[0] = False
+    assert opened == []
