@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -70,9 +71,9 @@ def offered(seconds: float) -> list[Stream]:
     ]
 
 
-def simulated(costs: Costs, known_costs: Costs, seconds: float) -> Seen:
-    """What the simulator says, from measured costs over the placement that the runtime makes."""
-    placement = place([known_costs] * DEVICES, STEPS, len(FPS))
+def simulated(costs: Costs, seconds: float) -> Seen:
+    """What the simulator says, from measured costs."""
+    placement = place([costs] * DEVICES, STEPS, len(FPS))
     run: Run = simulate(Machine.of([costs] * DEVICES, placement, STEPS), offered(seconds), seed=1)
     ms = [(c.done_ns - t) * 1e-6 for c in run.done() if c.done_ns for t in c.captured_ns]
     return Seen(ms, sum(s.frames for s in offered(seconds)))
@@ -86,14 +87,17 @@ def camera(stream: Stream, start_ns: int, picture: np.ndarray) -> Iterator[rt.Fr
         yield rt.Frame(picture, i, i / stream.fps, due)
 
 
-def real(engines: Path, seconds: float) -> Seen:
-    """The runtime, with a thread that pushes and one that pulls for each session. Frames are not
-    paced: their latency ends where they can be pulled.
+def real(engines: Path, costs: Costs, seconds: float) -> Seen:
+    """The runtime, told the same costs, with a thread that pushes and one that pulls for each
+    session. Frames are not paced: their latency ends where they can be pulled.
     """
     streams = offered(seconds)
     taken: list[list[float]] = [[] for _ in streams]
     names = [f"cpu:{i}" for i in range(DEVICES)]
-    with rt.Pipeline.load(engines, names, seats=len(streams), steps=STEPS) as pipeline:
+    with (
+        patch.object(costfile, "of", lambda *_: costs),
+        rt.Pipeline.load(engines, names, seats=len(streams), steps=STEPS) as pipeline,
+    ):
         g = pipeline.manifest.geometry
         picture = np.zeros((g.height, g.width, 3), np.uint8)
 
@@ -159,8 +163,8 @@ def main() -> None:
         costs = uneven(manifest, options.chunk_ms)
         with stretched(manifest, costs):
             measured = calibrate.measure(manifest, engines, Device("cpu", 0, 1), ROUNDS)
-            seen = real(engines, options.seconds)
-        rows = compared(seen, simulated(measured, costs, options.seconds))
+            seen = real(engines, measured, options.seconds)
+        rows = compared(seen, simulated(measured, options.seconds))
     title = f"simulator against runtime: {DEVICES} devices, {len(FPS)} sessions"
     publish(title, rows, options.json)
 

@@ -11,6 +11,7 @@ import argparse
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -241,20 +242,47 @@ def _sinks(manifest: Manifest, threads: int) -> Callable[[], object]:
 
 
 def _handover(device: Device, largest: int, rounds: int) -> Handover:
-    """A hand-over is two copies: into the next stage's place, and out of it when it is taken."""
+    """A hand-over is two copies, into the next stage's place and out of it when it is taken, and
+    between them the next stage's thread wakes up.
+    """
     points = []
     for size in (1 << 12, max(largest, 1 << 20)):
         source, place, taken = (device.zeros([size], np.uint8) for _ in range(3))
-        samples = np.zeros(rounds)
-        for turn in range(rounds):
-            start = time.perf_counter_ns()
-            place[...] = source
-            taken[...] = place
-            samples[turn] = (time.perf_counter_ns() - start) * 1e-6
-        points.append((size, float(np.median(samples))))
+        points.append((size, float(np.median(_passed_on(source, place, taken, rounds)))))
     line = cost.fit(points)
     rate = 1e-6 / line.m_ms if line.m_ms > 0 else 1e3
     return Handover(round(line.c_ms, 5), round(rate, 3))
+
+
+def _passed_on(source: Array, place: Array, taken: Array, rounds: int) -> Samples:
+    """Time from the beginning of the first copy on this thread to the end of the second on another
+    one, which waits for it as the thread of a stage does.
+    """
+    changed, full = threading.Condition(), [False]
+    samples, began = np.zeros(rounds), [0]
+
+    def take() -> None:
+        for turn in range(rounds):
+            with changed:
+                changed.wait_for(lambda: full[0])
+            taken[...] = place
+            samples[turn] = (time.perf_counter_ns() - began[0]) * 1e-6
+            with changed:
+                full[0] = False
+                changed.notify_all()
+
+    taker = threading.Thread(target=take, name="calibrate-handover", daemon=True)
+    taker.start()
+    for _ in range(rounds):
+        time.sleep(1e-3)  # The other one is asleep by then.
+        began[0] = time.perf_counter_ns()
+        place[...] = source
+        with changed:
+            full[0] = True
+            changed.notify_all()
+            changed.wait_for(lambda: not full[0])
+    taker.join()
+    return samples
 
 
 if __name__ == "__main__":
