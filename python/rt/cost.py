@@ -34,6 +34,10 @@ UPPER = 0.99
 
 _MEAN_WEIGHT = 0.1
 """Share of the newest pass in the exponential mean: a change is followed within some 20 passes."""
+_MOST_SEEN = 2.0
+"""A pass counts as no longer than so many means: one that the machine held up for a second says
+nothing of the next ones.
+"""
 _QUANTILE_GAIN = 0.02
 """How far one pass above the upper quantile moves it, as a share of the mean."""
 
@@ -172,7 +176,7 @@ class PassCost:
         moved = UPPER if relative > self.upper else UPPER - 1
         return dataclasses.replace(
             self,
-            mean=self.mean + _MEAN_WEIGHT * (ratio - self.mean),
+            mean=self.mean + _MEAN_WEIGHT * (min(ratio, _MOST_SEEN * self.mean) - self.mean),
             upper=max(1.0, self.upper + _QUANTILE_GAIN * moved),
         )
 
