@@ -7,22 +7,23 @@ ones beside a control: a slow session alone, which says what the machine itself 
 
 from __future__ import annotations
 
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import rt
 from bench.cameras import control, misses, watched
 from bench.scaling import even
-from bench.soak import smallest_engine
+from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, parser, publish
+from bench.table import Row, publish
 from rt import manifest as manifests
+from rt.scheduler.admission import MOST
 
 STEPS, STAGES = 2, 2
 SHARES = ((0.17, 1500.0), (0.21, 1200.0), (0.13, 1800.0), (0.17, 1400.0))
-"""(Share of the capacity, budget in ms) of each session: 68 % in all, of 85 that may be given; a
-fifth asks for what the second has, which is the one that leaves.
+"""(Share of the capacity, budget in ms) of each session: 68 % in all, of 85 that may be given. The
+second is the one that leaves.
 """
 CONTROL_FPS = 5.0
 STRETCHED, REAL = 0.001, 0.01
@@ -37,15 +38,21 @@ def offers(capacity: float) -> list[rt.SLO]:
 def four_and_a_fifth(
     pipeline: rt.Pipeline, slos: Sequence[rt.SLO], seconds: float, name: str, most: float
 ) -> list[Row]:
-    """The four, a fifth beside them, and again when the second has left."""
+    """The four; a fifth that wants what is left and half of what the second has; and again when the
+    second has gone.
+    """
     viewers = watched(pipeline, slos, seconds, STEPS)
+    time.sleep(0.3 * seconds)
+    taken_fps = sum(slo.fps or 0.0 for slo in slos)
+    free_fps = MOST * taken_fps / pipeline.status().utilisation - taken_fps
+    fifth = rt.SLO(max(0.0, free_fps) + (slos[1].fps or 0.0) / 2, slos[1].latency_ms)
     refused = ""
     try:
-        pipeline.session(prompt="fifth", slo=slos[1]).close()
+        pipeline.session(prompt="fifth", slo=fifth).close()
     except rt.AdmissionRefused as error:
         refused = str(error)
     reports = [viewers[1].join()]
-    with pipeline.session(prompt="fifth", slo=slos[1]):
+    with pipeline.session(prompt="fifth", slo=fifth):
         now = pipeline.status().sessions
     reports += [v.join() for v in viewers if v is not viewers[1]]
     share, taken = misses(reports)
@@ -83,13 +90,11 @@ def real_rows(engines: Path, seconds: float) -> list[Row]:
 
 
 def main() -> None:
-    p = parser(__doc__, "admission")
+    p = live_parser(__doc__, "admission")
     p.add_argument("--seconds", type=float, default=30.0)
     p.add_argument("--stage-ms", type=float, default=100.0, help="work of a chunk on each stage")
-    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        engines = options.engines or smallest_engine(Path(directory))
+    with engines_of(options) as engines:
         rows = stretched_rows(engines, options.seconds, options.stage_ms)
         rows += real_rows(engines, options.seconds)
     publish("admission: four sessions and a fifth", rows, options.json)

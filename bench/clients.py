@@ -32,7 +32,8 @@ from PIL import Image
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench.soak import TOLERANCE, smallest_engine
+from bench.smallest import smallest_engine
+from bench.soak import TOLERANCE
 from bench.table import ROOT, Row, parser, publish
 
 STEADY, SLOWER, LIVES_S = 5, 10, 1.0

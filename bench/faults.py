@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import tempfile
 import threading
 import time
 import weakref
@@ -26,9 +25,9 @@ import psutil
 import rt
 from bench.cameras import Viewer, camera, steady
 from bench.scaling import even
-from bench.soak import smallest_engine
+from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, parser, publish
+from bench.table import Row, publish
 from rt import manifest as manifests
 
 STAGES, STEPS, STAGE_MS = 2, 2, 40.0
@@ -313,14 +312,12 @@ def named(row: Row, name: str) -> Row:
 
 
 def main() -> None:
-    p = parser(__doc__, "faults")
+    p = live_parser(__doc__, "faults")
     p.add_argument("--seconds", type=float, default=8.0, help="of each kind of misbehaviour")
     p.add_argument("--events", type=int, default=50, help="passes that fail, and that hang")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        engines = options.engines or smallest_engine(Path(directory))
+    with engines_of(options) as engines:
         rows = measure(engines, options.seconds, options.events, options.seed)
     publish("faults: two sessions beside one that misbehaves", rows, options.json)
 

@@ -8,7 +8,6 @@ It wants a calm machine: what else runs here delays the real runtime and not the
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 
 import rt
-from bench.soak import smallest_engine
+from bench.smallest import engines_of, live_parser
 from bench.stretched import known, stretched
-from bench.table import Row, parser, publish
+from bench.table import Row, publish
 from rt import calibrate, costfile
 from rt import manifest as manifests
 from rt.cost import Costs
@@ -152,13 +151,11 @@ def compared(real_: Seen, predicted: Seen) -> list[Row]:
 
 
 def main() -> None:
-    p = parser(__doc__, "fidelity")
+    p = live_parser(__doc__, "fidelity")
     p.add_argument("--seconds", type=float, default=60.0)
     p.add_argument("--chunk-ms", type=float, default=400.0, help="work of one chunk, all stages")
-    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        engines = options.engines or smallest_engine(Path(directory))
+    with engines_of(options) as engines:
         manifest = manifests.read(engines)
         costs = uneven(manifest, options.chunk_ms)
         with stretched(manifest, costs):

@@ -13,7 +13,7 @@ from typing import Any
 from bench.policies import DOCS, replace_section
 from bench.table import ROOT
 
-NAMES = ("fidelity", "overload_live", "admission", "faults", "soak")
+NAMES = ("fidelity", "overload_live", "admission", "faults", "soak_live", "soak_real")
 
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -7,18 +7,17 @@ latency keeps the SLO, steps go before chunks, and all is given back afterwards.
 from __future__ import annotations
 
 import argparse
-import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import rt
 from bench.cameras import Viewer, camera
 from bench.scaling import even
-from bench.soak import smallest_engine
+from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, parser, publish
+from bench.table import Row, publish
 from rt import manifest as manifests
+from rt.simulate import quantile
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.5)
 """Of the capacity at full steps; the last is for recovery."""
@@ -83,9 +82,9 @@ def table(
         on_time = sum(latency <= budget for latency in latencies) / (end - begin)
         name = f"load {load:g}" + (" again" if number == len(LOADS) - 1 else "")
         limit = PLATEAU * min(load, 1.0) * capacity
-        rows.append(Row(f"{name}: on time", on_time, "frames/s", 1, limit))
-        p99 = statistics.quantiles(latencies, n=100)[-1] if len(latencies) > 1 else 0.0
-        rows.append(Row(f"{name}: latency p99", p99 * 1e3, "ms", 1, options.slo_ms))
+        rows.append(Row(f"{name}: on time", on_time, "frames/s", len(latencies), limit))
+        p99 = quantile(latencies, 0.99)
+        rows.append(Row(f"{name}: latency p99", p99 * 1e3, "ms", len(latencies), options.slo_ms))
         drops = sum(begin <= d.at_ns * 1e-9 < end and d.what == "drop" for d in log)
         rows.append(Row(f"{name}: chunks dropped", drops, "", 1))
     first = {what: min((d.at_ns for d in log if d.what == what), default=0) for what in WHAT}
@@ -122,15 +121,14 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    p = parser(__doc__, "overload_live")
+    p = live_parser(__doc__, "overload_live")
     p.add_argument("--stage-ms", type=float, default=200.0, help="work of a chunk on each stage")
     p.add_argument("--slo-ms", type=float, default=2500.0)
     p.add_argument("--seconds", type=float, default=10.0, help="at each load")
-    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw it (default: no plot)")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        rows = measure(options.engines or smallest_engine(Path(directory)), options)
+    with engines_of(options) as engines:
+        rows = measure(engines, options)
     publish(
         f"overload: {SESSIONS} sessions, {STAGES} stages, stretched engines", rows, options.json
     )

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
 import rt
-from bench.soak import smallest_engine
+from bench.smallest import engines_of, live_parser
 from bench.stretched import known, laps, stretched
-from bench.table import Row, parser, publish
+from bench.table import Row, publish
 from rt import costfile, placement
 from rt import manifest as manifests
 from rt.cost import Costs
@@ -74,16 +73,15 @@ def measure(engines: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    p = parser(__doc__, "scaling")
+    p = live_parser(__doc__, "scaling")
     p.add_argument("--stages", type=int, default=4)
     p.add_argument("--steps", type=int, default=2)
     p.add_argument("--chunk-ms", type=float, default=1000.0, help="work of one chunk, all stages")
     p.add_argument("--frames", type=int, default=160)
     p.add_argument("--runs", type=int, default=1)
-    p.add_argument("--engines", type=Path, help="engine directory (default: the smallest)")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        rows = measure(options.engines or smallest_engine(Path(directory)), options)
+    with engines_of(options) as engines:
+        rows = measure(engines, options)
     publish(f"one session, {options.steps} steps, stretched engines", rows, options.json)
 
 

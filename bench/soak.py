@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 import psutil
 
 import rt
+from bench.smallest import engines_of
 from bench.table import Row, publish
 from rt import manifest as manifests
 
@@ -31,14 +30,6 @@ TOLERANCE = 0.02
 SESSIONS, STEPS, BUDGET_MS = 3, 2, 2500.0
 MISSES, REAL = 0.001, 0.01
 """Share of frames that may be late or dropped in live sessions, on stretched and real engines."""
-
-
-def smallest_engine(directory: Path) -> Path:
-    """The tiny model at 64x64 pixels, built by another process: this one never loads torch."""
-    size = ["--height", "64", "--width", "64", "--out", str(directory), "--name", "soak"]
-    build = [sys.executable, "-m", "export", "build-engines", "--model", "tiny", *size]
-    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    return directory / "soak"
 
 
 def pictures(count: int, size: int) -> Iterator[np.ndarray]:
@@ -138,8 +129,7 @@ def main() -> int:
     )
     p.add_argument("--json", type=Path, help="default: by what was run, in build/bench")
     options = p.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        engines = options.engines or smallest_engine(Path(directory))
+    with engines_of(options) as engines:
         if options.minutes:
             name = "soak_real" if options.real else "soak_live"
             title = f"{name}: {SESSIONS} sessions, {options.minutes:g} min"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from moving import SIZE
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from export import onnx as graphs
@@ -27,9 +28,6 @@ from export.models.presets import (
     VaeConfig,
 )
 from export.options import Options
-
-SIZE = 64
-"""Height and width in pixels: 4x4 tokens per latent frame."""
 
 _DIT = DitConfig(width=32, ffn=64, heads=2, blocks=2, text_length=8, text_width=16, head_dim=16)
 _TEXT = TextConfig(width=16, ffn=32, heads=1, head_dim=16, blocks=1, vocabulary=1024)

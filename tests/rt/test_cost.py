@@ -179,3 +179,11 @@ def test_the_upper_quantile_is_exceeded_by_its_share() -> None:
     assert 0.005 < share < 0.02
     true = np.quantile(passes, cost.UPPER)
     assert seen.pass_ns(1)[1] == pytest.approx(true, rel=0.15)
+
+
+def test_a_pass_that_was_held_up_says_little_and_a_slower_machine_is_followed() -> None:
+    cost = PassCost(Line(0.0, 10.0))
+    assert cost.seen(1, 5e9).mean <= 1.1, "one pass of 5 s"
+    for _ in range(40):
+        cost = cost.seen(1, 40e6)
+    assert cost.mean == pytest.approx(4, rel=0.05)

@@ -8,7 +8,7 @@ import hashlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,43 +18,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from micro_engine import MICRO, SIZE
+from micro_engine import MICRO
+from moving import PROMPT, SIZE, Pictures, equal, restyle, scene, shaken
 from numpy.typing import NDArray
 
 import rt
 from export.verify import twin
 from rt import noise, ops, window
-
-Pictures = list[NDArray[np.uint8]]
-PROMPT = "a pencil sketch"
-
-
-def scene(count: int, seed: int = 0) -> Pictures:
-    """A texture that slides, with a jump in the middle: motion, then a new scene."""
-    rng = np.random.default_rng(seed)
-    texture = rng.integers(0, 255, (SIZE, 4 * SIZE, 3), dtype=np.uint8)
-    return [
-        np.roll(texture, (-3 * i, 7 * (i > count // 2)), (1, 0))[:, :SIZE].copy()
-        for i in range(count)
-    ]
-
-
-def shaken(count: int) -> Pictures:
-    """A smooth picture that moves a little, by another amount each time: scores between 0 and 1."""
-    y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
-    rng = np.random.default_rng(1)
-    offsets = np.cumsum(rng.uniform(0, 0.05, count))
-    waves = [np.sin(2 * np.pi * (x + o))[..., None] * [60, 40, 20] for o in offsets]
-    return [np.clip(128 + wave + 30 * y[..., None], 0, 255).astype(np.uint8) for wave in waves]
-
-
-def restyle(pipeline: rt.Pipeline, pictures: Sequence[Any], **options: Any) -> Pictures:
-    with pipeline.session(prompt=PROMPT, **options) as session:
-        return [frame.rgb for frame in session.stream(pictures)]
-
-
-def equal(a: Pictures, b: Pictures) -> bool:
-    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +47,11 @@ def test_second_session_equals_a_fresh_one(pipeline: rt.Pipeline, expected: Pict
 def test_another_process_gives_the_same_bits(tiny_engine: Path, expected: Pictures) -> None:
     code = (
         "import sys, hashlib, rt; sys.path[:0] = sys.argv[2:];"
-        "from test_pipeline import restyle, scene;"
+        "from moving import restyle, scene;"
         "p = rt.Pipeline.load(sys.argv[1], steps=4);"
         "print(hashlib.sha256(b''.join(x.tobytes() for x in restyle(p, scene(41)))).hexdigest())"
     )
-    here = Path(__file__).parent
-    arguments = [sys.executable, "-c", code, str(tiny_engine), str(here), str(here.parent)]
+    arguments = [sys.executable, "-c", code, str(tiny_engine), str(Path(__file__).parents[1])]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     digest = hashlib.sha256(b"".join(x.tobytes() for x in expected)).hexdigest()
     assert done.stdout.strip() == digest
@@ -337,6 +306,16 @@ def noise_of(shape: tuple[int, ...], chunk: int, step: int) -> Any:
     return ops.philox_normal(shape, seed=0, session=0, chunk=chunk, step=step)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small take longer where threads have to meet."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("steps", "positions", "sinks", "motion"),
     [

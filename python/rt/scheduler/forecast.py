@@ -23,7 +23,7 @@ _OUTLIER, _LEAST_SPREAD = 2, 0.02
 one chunk that was overtaken costs the next ones nothing, a machine that became slow is followed
 within some ten.
 """
-_LEAST_GAIN = 0.02
+_LEAST_GAIN = 0.025
 """Share of one pass that has to be saved where two share it; less is no reason to let a chunk wait
 for its neighbour.
 """
