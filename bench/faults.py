@@ -13,7 +13,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ MISSES = 0.001
 HANG_S = 1.0
 """When a pass counts as hanging: passes take 10 to 40 ms."""
 GROWTH = 0.02
-"""Of resident memory, from a tenth of the failures to the last."""
+"""Of resident memory, from a tenth of the failures of one kind to the last."""
 Frames = Iterator[rt.Frame]
 
 
@@ -158,16 +158,16 @@ class Kept:
         self.sessions.append(weakref.ref(session))
         self.resident.append(psutil.Process().memory_info().rss)
 
-    def rows(self, pipelines: Sequence[rt.Pipeline]) -> list[Row]:
+    def rows(self, pipeline: rt.Pipeline, name: str) -> list[Row]:
         """To be asked when all are closed."""
         gc.collect()
         alive = sum(session() is not None for session in self.sessions)
         growth = self.resident[-1] / self.resident[len(self.resident) // 10] - 1
-        left = sum(map(leftovers, pipelines))
+        count = len(self.sessions)
         return [
-            Row("chunks, leases and places left behind", left, "", 1),
-            Row("failed sessions left in memory", alive, "", len(self.sessions)),
-            Row("growth of memory over all failures", growth * 100, "%", 1, GROWTH * 100),
+            Row(f"{name}: chunks, leases and places left behind", leftovers(pipeline), "", 1),
+            Row(f"{name}: sessions left in memory", alive, "", count),
+            Row(f"{name}: growth of memory", growth * 100, "%", count, GROWTH * 100),
         ]
 
 
@@ -278,8 +278,8 @@ def hangs(
 def measure(engines: Path, seconds: float, events: int, seed: int) -> list[Row]:
     """All that can go wrong, one after the other."""
     manifest, threads = manifests.read(engines), threading.active_count()
-    names, rows, kept = [f"cpu:{i}" for i in range(STAGES)], [], Kept()
-    failing, hanging = Saboteur(), Saboteur()
+    names, rows = [f"cpu:{i}" for i in range(STAGES)], []
+    failing, hanging, failed, hung = Saboteur(), Saboteur(), Kept(), Kept()
     with (
         stretched(manifest, even(manifest, STAGES, STEPS, STAGES * STAGE_MS)),
         rt.Pipeline.load(engines, names, seats=3, steps=STEPS) as pipeline,
@@ -291,12 +291,12 @@ def measure(engines: Path, seconds: float, events: int, seed: int) -> list[Row]:
         for name, bad in BAD.items():
             row = beside(pipeline, seconds, partial(misbehaves, pipeline, seconds, bad))
             rows.append(named(row, name))
-        row = beside(pipeline, seconds, lambda: fails(pipeline, failing, kept, events, seed))
+        row = beside(pipeline, seconds, lambda: fails(pipeline, failing, failed, events, seed))
         rows.append(named(row, f"{failing.struck} passes raise or exit"))
-        row = beside(pipeline, seconds, lambda: hangs(other, hanging, kept, events, seed))
+        row = beside(pipeline, seconds, lambda: hangs(other, hanging, hung, events, seed))
         rows.append(named(row, f"{hanging.struck} passes of another pipeline hang"))
         free = len(pipeline._workers.free_seats) + len(other._workers.free_seats)
-        rows += kept.rows((pipeline, other))
+        rows += failed.rows(pipeline, "raised or exited") + hung.rows(other, "hung")
     rows.append(Row("passes that raised or exited", failing.struck, "", 1, float(events)))
     rows.append(Row("passes that hung, each seen by the watchdog", hanging.struck, "", 1, events))
     rows.append(Row("seats free at the end", free, "", 1, 4.0))
