@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,7 +41,7 @@ class Viewer:
 
     session: rt.Session
     frames: Iterator[rt.Frame]
-    seen: list[tuple[float, float]] = field(default_factory=list)
+    seen: MutableSequence[tuple[float, float]] = field(default_factory=list)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -65,7 +66,11 @@ def watched(
     size = pipeline.manifest.geometry.height
     options = {"prompt": "camera", "min_steps": steps, "motion": "off"}
     viewers = [
-        Viewer(pipeline.session(slo=slo, **options), camera(steady(slo.fps, seconds), size))
+        Viewer(
+            pipeline.session(slo=slo, **options),
+            camera(steady(slo.fps, seconds), size),
+            deque(maxlen=1),  # What they do is counted; a list would only grow.
+        )
         for slo in slos
     ]
     for viewer in viewers:
