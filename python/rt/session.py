@@ -70,7 +70,7 @@ class Session:
         self._ready: deque[Frame] = deque()
         self._pending = 0
         self._ended = False
-        self._closed = False
+        self._closed = self._released = False
         self._failure: Error | None = None
         self.pace = Pace(config.slo)
 
@@ -254,14 +254,22 @@ class Session:
             return SessionStatus(self.number, self._state(), steps, level, motion, scale, report)
 
     def close(self) -> None:
-        """Give the seat back; frames still in flight count as dropped. Idempotent."""
+        """Give the seat back; frames still in flight count as dropped. Idempotent: whoever calls it
+        while another thread does returns when that is done.
+        """
         with self.changed:
-            if not self._closed:
-                self._closed = True
-                self._recorder.dropped(self._recorder.report().frames_in_flight)
-                self._ready.clear()
-                self.changed.notify_all()
+            if self._closed:
+                self.changed.wait_for(lambda: self._released)
+                return
+            self._closed = True
+            self._recorder.dropped(self._recorder.report().frames_in_flight)
+            self._ready.clear()
+            self.changed.notify_all()
+            try:
                 self._host.release(self.number)
+            finally:
+                self._released = True
+                self.changed.notify_all()
 
     def __enter__(self) -> Self:
         return self
