@@ -101,7 +101,7 @@ def stretched(manifest: Manifest, costs: Costs) -> Iterator[None]:
         patch.object(
             backends,
             "create",
-            lambda name, threads: StretchedBackend(create(name, threads), seconds),
+            lambda name, threads, gpu=None: StretchedBackend(create(name, threads, gpu), seconds),
         ),
         patch.object(costfile, "of", lambda *_: costs),
     ):

@@ -29,6 +29,7 @@ from export.models.text import EPS, TextBlock, relative_buckets
 from export.sources import release
 from export.staging import write_whole
 from rt import manifest as records
+from rt.devices import Device
 from rt.errors import CheckpointError, ConfigError
 from rt.prompt import EMBEDDINGS, PromptEncoder
 
@@ -80,7 +81,7 @@ def encode_with_engine(prompts: Sequence[str], directory: Path) -> list[Encoded]
     """With the unit `text` of an engine. Raises ConfigError for an engine without one."""
     manifest = records.read(directory)
     records.check_files(manifest, directory)
-    encoder = PromptEncoder(manifest, directory, threads=2)
+    encoder = PromptEncoder(manifest, directory, Device("cpu", 0, threads=2))
     found = []
     for prompt in prompts:
         whole, remarks = encoder.embed(prompt)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from . import backends, cost, costfile, devices, ops
+from . import cost, costfile, devices, ops
 from . import manifest as manifests
 from .command import command, ended
 from .cost import PASS_OF, Costs, Handover, Timing
@@ -146,7 +146,7 @@ def _bind(
     manifest: Manifest, directory: Path, device: Device
 ) -> Mapping[tuple[str, int], Launches]:
     """(Unit, batch) -> what one pass runs of it: its engine, and the ops beside it."""
-    backend = backends.create(manifest.backend, device.threads)
+    backend = device.backend(manifest.backend)
     beside = _ops(manifest, device)
     runs: dict[tuple[str, int], Launches] = {}
     for unit in manifest.chain:

@@ -113,6 +113,8 @@ def machine_key(device: Device, proc: Path = Path("/proc")) -> str:
         threads = f"-{device.threads}-threads"
     else:
         gpus = sorted((proc / "driver/nvidia/gpus").glob("*/information"))
+        if device.index >= len(gpus):  # A container may hide them.
+            return device.name.replace(":", "-")
         pattern, text = r"Model:\s*(.+)", gpus[device.index].read_text()
         threads = ""
     match = re.search(pattern, text)

@@ -57,12 +57,12 @@ class Lane:
     launches: tuple[tuple[int, Launch], ...]
     values: Mapping[str, Array]
 
-    def run(self, busy_ns: NDArray[np.int64]) -> None:
-        """Launch every unit; adds each one's time to `busy_ns[unit number]`."""
+    def run(self, device: Device, busy_ns: NDArray[np.int64]) -> None:
+        """Launch every unit; adds each one's time on the host to `busy_ns[unit number]`."""
         clock = time.perf_counter_ns
         start = clock()
         for number, launch in self.launches:
-            launch()
+            device.do(launch)
             stop = clock()
             busy_ns[number] += stop - start
             start = stop
@@ -77,28 +77,32 @@ class Inbox:
 
     def __init__(self, device: Device, arrays: Mapping[str, Array]) -> None:
         self.arrays = arrays
+        self._device = device
         self._free = [
             {name: device.zeros(a.shape, a.dtype) for name, a in arrays.items()}
             for _ in range(HANDOVER_PLACES)
         ]
         self._full: dict[int, dict[str, Array]] = {}
 
-    def put(self, number: int, values: Mapping[str, Array]) -> None:
-        """Copy in what task `number` carries; called by the stage before."""
+    def put(self, number: int, values: Mapping[str, Array], source: Device) -> None:
+        """Copy in what task `number` carries, in the order of the device that made it; called by
+        the stage before.
+        """
         place = self._free.pop()
         for name, array in place.items():
-            array[: len(values[name])] = values[name]
+            source.copy(array[: len(values[name])], values[name])
         self._full[number] = place
 
     def take(self, number: int) -> None:
-        """Copy out what task `number` carries, into `arrays`; called by the stage itself."""
-        place = self._full.pop(number)
+        """Copy out what task `number` carries, into `arrays`; called by the stage itself, which
+        drops the task when the copy is done.
+        """
+        place = self._full[number]
         for name, array in self.arrays.items():
-            array[...] = place[name]
-        self._free.append(place)
+            self._device.copy(array, place[name])
 
     def drop(self, number: int) -> None:
-        """Forget what a task carried, if it carried anything: it failed further down."""
+        """Forget what a task carried, if it carried anything."""
         if number in self._full:
             self._free.append(self._full.pop(number))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from . import backends
 from .backends.base import Engine, Launch
 from .devices import Device
 from .frame import Array, Kind, Phase
@@ -46,7 +45,7 @@ class Lanes:
         self._rows = len(memory.last)
         self._seats = self._rows // memory.rows_per_seat
         self._max_batch = min(max_batch, self._rows)
-        backend = backends.create(self._manifest.backend, self._device.threads)
+        backend = self._device.backend(self._manifest.backend)
         self._engines = [
             {phase: backend.load(directory, plan) for phase, plan in unit.plans.items()}
             for unit in self._units
@@ -165,7 +164,8 @@ class Lanes:
         if not self._prompt_engines:
             return [[] for _ in range(self._rows)]
         unit = next(u for u in self._manifest.prompt if u.kind == "prompt_kv")
-        self.context = self._device.zeros(self._shape(unit.plans["step"].inputs[0]), np.float32)
+        given = unit.plans["step"].inputs[0]
+        self.context = self._device.zeros(self._shape(given), given.dtype)
         k, v = self._memory.prompt_k, self._memory.prompt_v
         return [
             [

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from . import backends
 from .config import Prompt
+from .devices import Device
 from .errors import ConfigError
 from .frame import Array
 from .manifest import Manifest, Unit
@@ -44,10 +44,11 @@ def unknown_style(text: str, styles: Sequence[str]) -> tuple[str, ...]:
 
 
 class PromptEncoder:
-    """Encodes on the host, once per prompt. Safe to call from several threads."""
+    """Encodes on one device, once per prompt. Safe to call from several threads."""
 
-    def __init__(self, manifest: Manifest, directory: Path, threads: int) -> None:
-        backend = backends.create(manifest.backend, threads)
+    def __init__(self, manifest: Manifest, directory: Path, device: Device) -> None:
+        backend = device.backend(manifest.backend)
+        self._device, zeros = device, device.zeros
         units: dict[str, Unit] = {
             u.kind: u for u in manifest.prompt if u.kind in ("text", "prompt_in")
         }
@@ -57,9 +58,9 @@ class PromptEncoder:
         self._context_lock = threading.Lock()
         self._versions = itertools.count()
         shape = (1, self._text.length, self._text.width)
-        self._embeddings: Embeddings = np.zeros(shape, np.float32)
-        out = units["prompt_in"].plans["step"].outputs[0].shape
-        self._context = np.zeros([int(d) for d in out], np.float32)
+        self._embeddings = zeros(shape, np.float32)
+        out = units["prompt_in"].plans["step"].outputs[0]
+        self._context = zeros([int(d) for d in out.shape], out.dtype)
         prompt_in = backend.load(directory, units["prompt_in"].plans["step"])
         self._prompt_in = prompt_in.bind({"embeddings": self._embeddings, "context": self._context})
         self._tokenizer = None
@@ -69,9 +70,9 @@ class PromptEncoder:
             self._tokenizer = Tokenizer.from_file(str(directory / self._text.tokenizer))
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
-            self._ids: Array = np.zeros((1, self._text.length), np.int64)
-            self._mask: Array = np.zeros((1, self._text.length), np.float32)
-            self._encoded: Embeddings = np.zeros(shape, np.float32)
+            self._ids = zeros((1, self._text.length), np.int64)
+            self._mask = zeros((1, self._text.length), np.float32)
+            self._encoded = zeros(shape, np.float32)
             text = backend.load(directory, units["text"].plans["step"])
             arrays: dict[str, Array] = {
                 "token_ids": self._ids,
@@ -101,9 +102,9 @@ class PromptEncoder:
     def context(self, embeddings: Embeddings) -> PromptContext:
         """Embeddings -> what a chunk carries, under a version of its own."""
         with self._context_lock:
-            self._embeddings[...] = embeddings
-            self._prompt_in()
-            return PromptContext(next(self._versions), self._context.copy())
+            self._device.copy(self._embeddings, embeddings)
+            self._device.do(self._prompt_in)
+            return PromptContext(next(self._versions), self._fetched(self._context))
 
     def example(self) -> Prompt:
         """Any prompt that this engine can encode. Raises ConfigError for one that has none."""
@@ -128,12 +129,19 @@ class PromptEncoder:
             )
         with self._text_lock:
             kept = ids[:length]
-            self._ids[0] = 0
-            self._mask[0] = 0
-            self._ids[0, : len(kept)] = kept
-            self._mask[0, : len(kept)] = 1
-            self._encode()
-            return self._encoded.copy(), remarks
+            padded = np.zeros((1, length), np.int64)
+            padded[0, : len(kept)] = kept
+            self._device.copy(self._ids, padded)
+            self._device.copy(self._mask, np.arange(length)[None] < len(kept))
+            self._device.do(self._encode)
+            return self._fetched(self._encoded), remarks
+
+    def _fetched(self, array: Array) -> Array:
+        """A new host array with what is in `array` once all is done."""
+        host = np.empty(array.shape, array.dtype)
+        self._device.copy(host, array)
+        self._device.wait()
+        return host
 
     def _read(self, path: Path) -> Embeddings:
         """Prompt embeddings from a file."""

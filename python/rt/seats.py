@@ -36,16 +36,19 @@ class SeatMemory:
         rows = seats * rows_per_seat
         tokens = g.tokens_per_frame
         self.rows_per_seat = rows_per_seat
+        self._device = device
+        dtypes = _dtypes(units)
         ring = (blocks, rows, a.heads, w.frames * tokens, a.head_dim)
-        self.k_ring = device.zeros(ring, np.float32)
-        self.v_ring = device.zeros(ring, np.float32)
+        self.k_ring = device.zeros(ring, dtypes["k_ring"])
+        self.v_ring = device.zeros(ring, dtypes["v_ring"])
         self.sink_time = device.zeros(
             (blocks, rows, a.heads, w.sinks * tokens, 2 * a.rope_time_pairs), np.float32
         )
-        self.sink_index: NDArray[np.int64] = np.full((blocks, rows, w.sinks), -1, np.int64)
+        self.sink_index = device.zeros((blocks, rows, w.sinks), np.int64)
+        device.fill(self.sink_index, -1)
         prompt = (blocks, rows, a.heads, manifest.text.length, a.head_dim)
-        self.prompt_k = device.zeros(prompt, np.float32)
-        self.prompt_v = device.zeros(prompt, np.float32)
+        self.prompt_k = device.zeros(prompt, dtypes["prompt_k"])
+        self.prompt_v = device.zeros(prompt, dtypes["prompt_v"])
         self.prompt_version: NDArray[np.int64] = np.full(rows, -1, np.int64)
         """Which prompt each row's keys and values are of; -1 = none."""
         self.slot_frames: NDArray[np.int64] = np.full((rows, w.frames), -1, np.int64)
@@ -83,8 +86,8 @@ class SeatMemory:
         """As if no session had ever used this seat."""
         rows = slice(seat * self.rows_per_seat, (seat + 1) * self.rows_per_seat)
         for array in (self.k_ring, self.v_ring, self.sink_time, self.prompt_k, self.prompt_v):
-            array[:, rows] = 0
-        self.sink_index[:, rows] = -1
+            self._device.fill(array[:, rows], 0)
+        self._device.fill(self.sink_index[:, rows], -1)
         self.prompt_version[rows] = -1
         self.slot_frames[rows] = -1
         self.last[rows] = -1
@@ -92,9 +95,20 @@ class SeatMemory:
             if owner == seat:
                 for caches in sets:
                     for array in caches.values():
-                        array[...] = 0
+                        self._device.fill(array, 0)
+        self._device.wait()
         for kind in ("encode", "decode"):
             self._parity[kind, seat] = 0
+
+
+def _dtypes(units: Sequence[Unit]) -> dict[str, str]:
+    """Types of rings and prompt keys and values: those of any block, as all have one graph."""
+    names = ("k_ring", "v_ring", "prompt_k", "prompt_v")
+    block = next((unit.plans["step"] for unit in units if unit.kind == "block"), None)
+    if block is None:
+        return dict.fromkeys(names, "float32")
+    found = {s.input: s.dtype for s in block.state} | {b.name: b.dtype for b in block.inputs}
+    return {name: found[name] for name in names}
 
 
 def _static(shape: Sequence[int | str]) -> tuple[int, ...]:

@@ -52,7 +52,8 @@ def connect(
             for phase in _phases(kind)
             if stage.index in route[1:]
         }
-        stage.connect(Wires(noisy, clean), handed, following)
+        with stage.device.pinned():
+            stage.connect(Wires(noisy, clean), handed, following)
 
 
 def _crossing(manifest: Manifest, kind: Kind, phase: Phase, stage: Stage) -> tuple[Binding, ...]:

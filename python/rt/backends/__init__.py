@@ -16,8 +16,9 @@ _MODULES = {
 """Name -> module, class, and the package to install."""
 
 
-def create(name: str, threads: int) -> Backend:
-    """The backend `name`, with `threads` host threads. Raises ConfigError if it is unknown or its
+def create(name: str, threads: int, gpu: tuple[int, int] | None = None) -> Backend:
+    """The backend `name`, with `threads` host threads; `gpu` is a GPU's index and the handle of the
+    CUDA stream that launches go to. Raises ConfigError if it is unknown or its
     library is absent.
     """
     if name not in _MODULES:
@@ -27,5 +28,7 @@ def create(name: str, threads: int) -> Backend:
         loaded = importlib.import_module(f"{__name__}.{module}")
     except ImportError as error:
         raise ConfigError(f"backend {name}: {error}; install it: pip install {package}") from error
-    backend: Backend = getattr(loaded, attribute)(threads)
+    if gpu is not None and name == "onnxruntime":
+        raise ConfigError(f"backend {name} runs on the processor; got cuda:{gpu[0]}, use cpu")
+    backend: Backend = getattr(loaded, attribute)(threads, *(gpu or ()))
     return backend

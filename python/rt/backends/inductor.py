@@ -88,9 +88,16 @@ class InductorEngine:
     """A loaded package with the weights of one unit."""
 
     def __init__(
-        self, loader: Loader, card: Card, weights: Sequence[Tensor], file: str, index: int
+        self,
+        loader: Loader,
+        card: Card,
+        weights: Sequence[Tensor],
+        file: str,
+        index: int,
+        cuda_stream: int | None,
     ) -> None:
         self._loaded_on = index
+        self._cuda_stream = cuda_stream
         self._loader = loader
         self._card = card
         self._weights = tuple(weights)
@@ -99,7 +106,7 @@ class InductorEngine:
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         launch = self.plain(arrays)
         on_gpu = self._card.device.startswith("sm_")
-        return capture([launch], self._loaded_on) if on_gpu else launch
+        return capture([launch], self._loaded_on, self._cuda_stream) if on_gpu else launch
 
     def plain(self, arrays: Mapping[str, Array]) -> Launch:
         """As `bind`, but never captured: for a capture of several launches as one."""
@@ -131,9 +138,10 @@ class InductorBackend:
 
     name = "inductor"
 
-    def __init__(self, threads: int, index: int = 0) -> None:
+    def __init__(self, threads: int, index: int = 0, cuda_stream: int | None = None) -> None:
         self._threads = threads
         self._index = index
+        self._cuda_stream = cuda_stream
         self._loaders: dict[str, Loader] = {}
         self._weights: dict[tuple[str, int, str], Tensor] = {}
 
@@ -149,6 +157,11 @@ class InductorBackend:
         card = read_card(path)
         _check(path, card, self._index)
         on_gpu = card.device.startswith("sm_")
+        if self._cuda_stream is not None and not on_gpu:
+            raise EngineMismatch(
+                f"{path} is compiled for {card.device}, the device is cuda:{self._index}; "
+                f"{mending(path.parent)}"
+            )
         if not on_gpu:
             torch.set_num_threads(self._threads)  # of the processor's loops, for this thread
         if card.graph not in self._loaders:
@@ -165,7 +178,8 @@ class InductorBackend:
                 ) from error
         device = f"cuda:{self._index}" if on_gpu else "cpu"
         weights = [weight(name, device).to(device, card.kind(name)) for name in card.weights]
-        return InductorEngine(self._loaders[card.graph], card, weights, path.name, self._index)
+        loader, where = self._loaders[card.graph], (self._index, self._cuda_stream)
+        return InductorEngine(loader, card, weights, path.name, *where)
 
     def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
         """One weight, read once for all units and phases that share it."""
@@ -183,8 +197,9 @@ class InductorBackend:
         return self._weights[key]
 
 
-def capture(launches: Sequence[Launch], index: int = 0) -> Launch:
-    """Launches on GPU `index` -> one launch that replays them all as a CUDA graph.
+def capture(launches: Sequence[Launch], index: int = 0, cuda_stream: int | None = None) -> Launch:
+    """Launches on GPU `index` -> one launch that replays them all as a CUDA graph, on `cuda_stream`
+    (None: the one that is current for torch).
 
     Runs them once before: what they write is written at load already.
     """
@@ -194,16 +209,28 @@ def capture(launches: Sequence[Launch], index: int = 0) -> Launch:
         with torch.cuda.stream(stream):
             for launch in launches:
                 launch()
-        torch.cuda.current_stream().wait_stream(stream)
+        stream.synchronize()  # The CUDA stream that replays does not wait for torch's own.
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             for launch in launches:
                 launch()
-    return functools.partial(_replay, graph, tuple(launches))
+    if cuda_stream is None:
+        return functools.partial(_replay, graph, tuple(launches))
+    there = torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
+        cuda_stream, device=torch.device("cuda", index)
+    )
+    return functools.partial(_replay_on, there, graph, tuple(launches))
 
 
 def _replay(graph: torch.cuda.CUDAGraph, _alive: tuple[Launch, ...]) -> None:
     graph.replay()
+
+
+def _replay_on(
+    stream: torch.cuda.Stream, graph: torch.cuda.CUDAGraph, _alive: tuple[Launch, ...]
+) -> None:
+    with torch.cuda.stream(stream):
+        graph.replay()
 
 
 def _run(loader: Loader, inputs: list[Tensor], _alive: tuple[Array, ...]) -> None:

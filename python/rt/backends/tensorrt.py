@@ -272,14 +272,14 @@ def capture(launches: Sequence[Launch], cupy: ModuleType) -> Launch:
     return functools.partial(_replay, graph, cupy, tuple(launches))
 
 
-def data_centre(_threads: int) -> TensorRtBackend:
-    """The backend of `tensorrt`, on the first GPU."""
-    return TensorRtBackend("tensorrt")
+def data_centre(_threads: int, index: int = 0, _cuda_stream: int = 0) -> TensorRtBackend:
+    """The backend of `tensorrt`. It launches on the CUDA stream that is current."""
+    return TensorRtBackend("tensorrt", index)
 
 
-def rtx(_threads: int) -> TensorRtBackend:
-    """The backend of `tensorrt-rtx`, on the first GPU."""
-    return TensorRtBackend("tensorrt-rtx")
+def rtx(_threads: int, index: int = 0, _cuda_stream: int = 0) -> TensorRtBackend:
+    """The backend of `tensorrt-rtx`. It launches on the CUDA stream that is current."""
+    return TensorRtBackend("tensorrt-rtx", index)
 
 
 def _launch(

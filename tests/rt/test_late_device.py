@@ -1,0 +1,108 @@
+"""Law 4 on devices whose work is done late: nothing may read what was not waited for."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from late_device import ForgetfulDevice, LateDevice
+from micro_engine import SIZE
+from numpy.typing import NDArray
+
+import rt
+from rt import devices
+
+Pictures = list[NDArray[np.uint8]]
+
+
+@functools.cache
+def scene(seed: int) -> Sequence[NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 255, (SIZE, 4 * SIZE, 3), dtype=np.uint8)
+    return [np.roll(texture, -3 * i, 1)[:, :SIZE] for i in range(30)]
+
+
+def restyled(engine: Path, names: Sequence[str], sessions: int) -> list[Pictures]:
+    """Sessions beside each other, each with its own scene and prompt."""
+    found: list[Pictures] = [[] for _ in range(sessions)]
+
+    def one(pipeline: rt.Pipeline, number: int) -> None:
+        prompt = ("a pencil sketch", "an oil painting")[number]
+        with pipeline.session(prompt=prompt, seed=number) as session:
+            found[number] = [f.rgb for f in session.stream(scene(number))]
+
+    with rt.Pipeline.load(engine, names, seats=sessions, steps=2, max_batch=1) as pipeline:
+        threads = [threading.Thread(target=one, args=(pipeline, i)) for i in range(sessions)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_engine: Path) -> list[Pictures]:
+    return restyled(tiny_engine, ["cpu:0"], 2)
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, kind: type[LateDevice], stages: int) -> None:
+    late = tuple(kind("late", i, 1) for i in range(stages))
+    monkeypatch.setattr(devices, "resolve", lambda _: late)
+    monkeypatch.setattr("rt.costfile.machine_key", lambda _: "late")
+
+
+def equal(a: list[Pictures], b: list[Pictures]) -> bool:
+    return all(np.array_equal(np.stack(x), np.stack(y)) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_late_devices_give_the_same_bits(
+    tiny_engine: Path,
+    expected: list[Pictures],
+    stages: int,
+    sessions: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    instead(monkeypatch, LateDevice, stages)
+    assert equal(restyled(tiny_engine, ["late"] * stages, sessions), expected[:sessions])
+
+
+def test_a_wait_that_is_left_out_shows(
+    tiny_engine: Path, expected: list[Pictures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instead(monkeypatch, ForgetfulDevice, 1)
+    assert not equal(restyled(tiny_engine, ["late"], 1), expected[:1])
+
+
+def test_staging_that_is_used_twice_shows(
+    tiny_engine: Path, expected: list[Pictures], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = LateDevice.put
+
+    def shared(self: LateDevice, _name: Any, array: NDArray[Any]) -> NDArray[Any]:
+        return put(self, "all", array)
+
+    monkeypatch.setattr(LateDevice, "put", shared)
+    instead(monkeypatch, LateDevice, 1)
+    assert not equal(restyled(tiny_engine, ["late"], 1), expected[:1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_logical_devices_of_a_gpu_give_the_same_bits(
+    cuda: Any, tmp_path: Path, stages: int
+) -> None:
+    pytest.importorskip("torch")
+    from micro_engine import build_micro
+
+    assert cuda.cuda.runtime.getDeviceCount()
+    engine = build_micro(tmp_path, backend="inductor", precision="bf16")
+    alone = restyled(engine, ["cuda:0"], 2)
+    assert all(np.ptp(np.stack(pictures)) for pictures in alone)
+    assert equal(restyled(engine, ["cuda:0"] * stages, 2), alone)
