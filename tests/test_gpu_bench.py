@@ -520,3 +520,25 @@ def test_the_page_in_the_repository_is_what_its_rows_give() -> None:
 def test_no_row_of_a_test_is_in_the_repository() -> None:
     for path in machine.ROOT.glob("bench/results/**/*.jsonl"):
         assert MADE_UP["name"] not in path.read_text()
+
+
+@pytest.mark.parametrize("installed", [None, "tensorrt_rtx"])
+def test_absent_tensorrt_is_a_reading(
+    monkeypatch: pytest.MonkeyPatch, installed: str | None
+) -> None:
+    ran: dict[str, tuple[str, ...]] = {}
+
+    def run(name: str, *words: str, **variables: str) -> Reading:
+        assert variables == {"RT_REQUIRE_GPU": "1"}
+        ran[name] = tuple(Path(word).name for word in words if word.endswith(".py"))
+        return Reading(name, 1, "passed")
+
+    monkeypatch.setattr(sections, "_run", run)
+    monkeypatch.setattr(sections, "library_name", lambda _: installed)
+    tests, theirs = sections._tests()
+    assert tests.value == 1
+    assert "test_late_device.py" in ran["tests"]
+    assert not any("tensorrt" in name for name in ran["tests"])
+    assert ("tests of TensorRT" in ran) == (installed is not None)
+    assert (theirs.value is None) == (installed is None)
+    assert installed or "nothing was tested" in theirs.reason

@@ -13,6 +13,7 @@ from pathlib import Path
 from bench.gpu import machine
 from bench.gpu.plan import Measure, Section, pack
 from bench.gpu.record import Reading, Row, Rows, failed, one_line, refused
+from rt.backends.base import library_name
 
 WORK = machine.ROOT / "build" / "gpu"
 """Packages, checkpoints and engines of the measurements; may be deleted."""
@@ -165,11 +166,19 @@ def _operators() -> Sequence[Reading]:
 
 
 def _tests() -> Sequence[Reading]:
-    """Only files that need a GPU: others need libraries that such a machine may lack."""
+    """Only files that need a GPU: others need libraries that such a machine may lack. Those of
+    TensorRT are a reading of their own, which says so where none is installed.
+    """
     tests = sorted((machine.ROOT / "tests").rglob("test_*.py"))
-    files = [str(path) for path in tests if "pytest.mark.gpu" in path.read_text()]
-    words = (sys.executable, "-m", "pytest", "-m", "gpu", *files)
-    return [_run("tests", *words, RT_REQUIRE_GPU="1")]
+    files = [path for path in tests if "pytest.mark.gpu" in path.read_text()]
+    words = (sys.executable, "-m", "pytest", "-m", "gpu")
+    ours = [str(path) for path in files if "tensorrt" not in path.name]
+    theirs = [str(path) for path in files if "tensorrt" in path.name]
+    found = [_run("tests", *words, *ours, RT_REQUIRE_GPU="1")]
+    if library_name("tensorrt") or library_name("tensorrt-rtx"):
+        return [*found, _run("tests of TensorRT", *words, *theirs, RT_REQUIRE_GPU="1")]
+    absent = "neither TensorRT nor TensorRT for RTX is installed: nothing was tested"
+    return [*found, refused("tests of TensorRT", absent)]
 
 
 def _check(tool: str) -> Taking:

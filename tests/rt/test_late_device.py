@@ -98,7 +98,6 @@ def test_staging_that_is_used_twice_shows(
 def test_logical_devices_of_a_gpu_give_the_same_bits(
     cuda: Any, tmp_path: Path, stages: int
 ) -> None:
-    pytest.importorskip("torch")
     from micro_engine import build_micro
 
     assert cuda.cuda.runtime.getDeviceCount()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -69,16 +70,23 @@ class World:
         return verify.random_inputs(self.built.manifest, plan, rows, seed)
 
 
+def absent(reason: str) -> NoReturn:
+    """Skip, but where everything is required."""
+    if os.environ.get("RT_REQUIRE_GPU") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def world(cuda: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Built by the first test, found up to date by the others."""
     flavour = next((f for f in FLAVOURS if library_name(f) is not None), None)
     if flavour is None:
-        pytest.skip("neither TensorRT nor TensorRT for RTX is installed")
+        absent("neither TensorRT nor TensorRT for RTX is installed")
     number = cuda.cuda.Device(0).compute_capability
     here = f"{number[:-1]}.{number[-1]}"
     if (known := tensorrt._capabilities(library(flavour))) and here not in known:
-        pytest.skip(f"{flavour} does not build for GPUs of {here}")
+        absent(f"{flavour} does not build for GPUs of {here}")
     folder: Path = tmp_path_factory.getbasetemp() / "tensorrt-device"
     weights = folder / "weights"
     if not weights.is_dir():
