@@ -104,7 +104,15 @@ def measure(
 
     The first tenth warms up and is not counted.
     """
+    with device.pinned():
+        return _measured(manifest, directory, device, rounds, advance)
+
+
+def _measured(
+    manifest: Manifest, directory: Path, device: Device, rounds: int, advance: Callable[[], None]
+) -> Costs:
     runs = _bind(manifest, directory, device)
+    device.wait()
     taken = {key: np.zeros(rounds) for key in runs}
     clock = time.perf_counter_ns
     for turn in range(-max(1, rounds // 10), rounds):
@@ -112,6 +120,7 @@ def measure(
             start = clock()
             for launch in launches:
                 launch()
+            device.wait()
             if turn >= 0:
                 taken[key][turn] = (clock() - start) * 1e-6
         if turn >= 0:
@@ -175,34 +184,53 @@ def _arrays(plan: Plan, batch: int, device: Device) -> dict[str, Array]:
 
 def _ops(manifest: Manifest, device: Device) -> Mapping[str, Launches]:
     """Unit -> the ops that a stage runs beside it, once per row; pictures of the engine's size."""
-    g, threads = manifest.geometry, device.threads
+    g, count = manifest.geometry, manifest.geometry.frames_per_chunk
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 255, (g.frames_per_chunk + 1, g.height, g.width, 3), np.uint8)
-    pixels = np.zeros((3, g.frames_per_chunk, g.height, g.width), np.float32)
-    latent = np.zeros((g.latent_channels, g.latent_height, g.latent_width), np.float32)
-    mixed, control = np.zeros_like(latent), np.array([0, 0.5, 500, 0.5], np.float32)
-    sigma = np.array([0.5], np.float32)
-    frames = tuple(pictures[1:])
+    pictures = rng.integers(0, 255, (count + 1, g.height, g.width, 3), np.uint8)
+    pixels = device.zeros((3, count, g.height, g.width), np.float32)
+    latent, mixed = (
+        device.zeros((g.latent_channels, g.latent_height, g.latent_width), np.float32)
+        for _ in range(2)
+    )
+    control, sigma = np.array([0, 0.5, 500, 0.5], np.float32), np.array([0.5], np.float32)
+    moved, shown = device.zeros((count, 5), np.float32), device.zeros(pictures[1:].shape, np.uint8)
+    # The host needs no scratch of ours.
+    size = ops.flow_scratch(g.height, g.width, count + 1) if device.cuda_stream else 0
+    scratch = device.zeros((size,), np.uint8) if size else None
+    operate = functools.partial(_operate, device)
 
     def preprocess() -> None:
-        ops.frames_to_pixels(frames, g.height, g.width, out=pixels, threads=threads)
-        ops.optical_flow_magnitude(frames, pictures[0], threads=threads)
+        last, *frames = [device.put(("picture", i), p) for i, p in enumerate(pictures)]
+        operate(functools.partial(ops.frames_to_pixels, frames, g.height, g.width, out=pixels))
+        operate(functools.partial(ops.optical_flow_magnitude, frames, last, moved, scratch=scratch))
 
     def mix() -> None:
-        ops.mix_noise(latent, control, seed=0, session=0, chunk=0, out=mixed, threads=threads)
+        told = device.put("control", control)
+        places = {"seed": 0, "session": 0, "chunk": 0}
+        operate(functools.partial(ops.mix_noise, latent, told, out=mixed, **places))
 
     def renoise() -> None:
-        places = {"seed": 0, "session": 0, "chunk": 0, "step": 1, "threads": threads}
-        ops.renoise(latent, latent, sigma, sigma, out=mixed, **places)
+        now = device.put("sigma", sigma)
+        places = {"seed": 0, "session": 0, "chunk": 0, "step": 1}
+        operate(functools.partial(ops.renoise, latent, latent, now, now, out=mixed, **places))
+
+    def show() -> None:
+        operate(functools.partial(ops.pixels_to_frames, pixels, out=shown))
+        device.copy(np.empty(shown.shape, np.uint8), shown)
 
     named = _by_kind(manifest)
     encode, decode = named["encode"], named["decode"]
-    beside: dict[str, Launches] = {u.name: [_sinks(manifest, threads)] for u in named["block"]}
+    beside: dict[str, Launches] = {u.name: [_sinks(manifest, u, device)] for u in named["block"]}
     beside[encode[0].name] = [preprocess]
     beside[encode[-1].name] = [*beside.get(encode[-1].name, []), mix]
     beside[named["dit_out"][0].name] = [renoise]
-    beside[decode[-1].name] = [lambda: ops.pixels_to_frames(pixels, threads=threads)]
+    beside[decode[-1].name] = [show]
     return beside
+
+
+def _operate(device: Device, op: Callable[..., object]) -> None:
+    """Launch an operator of the extension on a device."""
+    device.do(functools.partial(op, threads=device.threads, cuda_stream=device.cuda_stream))
 
 
 def _by_kind(manifest: Manifest) -> dict[str, list[Unit]]:
@@ -212,31 +240,33 @@ def _by_kind(manifest: Manifest) -> dict[str, list[Unit]]:
     return found
 
 
-def _sinks(manifest: Manifest, threads: int) -> Callable[[], object]:
+def _sinks(manifest: Manifest, block: Unit, device: Device) -> Callable[[], object]:
     """The refresh of one block's sinks of one row, as in a long stream."""
     a, g, w = manifest.attention, manifest.geometry, manifest.window
-    tokens = g.tokens_per_frame
-    ring = np.zeros((1, 1, a.heads, w.frames * tokens, a.head_dim), np.float32)
-    values = np.zeros_like(ring)
-    time_ = np.zeros((1, 1, a.heads, w.sinks * tokens, 2 * a.rope_time_pairs), np.float32)
-    index = np.arange(w.sinks, dtype=np.int64).reshape(1, 1, -1)
+    tokens, dtypes = g.tokens_per_frame, {s.input: s.dtype for s in block.plans["step"].state}
+    shape = (1, 1, a.heads, w.frames * tokens, a.head_dim)
+    keys, values = (device.zeros(shape, dtypes[name]) for name in ("k_ring", "v_ring"))
+    time_ = device.zeros((1, 1, a.heads, w.sinks * tokens, 2 * a.rope_time_pairs), np.float32)
+    index = device.zeros((1, 1, w.sinks), np.int64)
+    device.copy(index, np.arange(w.sinks, dtype=np.int64).reshape(1, 1, -1))
 
     def refresh() -> None:
-        ops.refresh_sinks(
-            ring,
+        refreshed = functools.partial(
+            ops.refresh_sinks,
+            keys,
             values,
             time_,
             index,
-            np.array([100], np.int64),
-            np.array([101], np.int64),
+            device.put("last", np.array([100], np.int64)),
+            device.put("query", np.array([101], np.int64)),
             window=w.frames,
             sinks=w.sinks,
             tokens_per_frame=tokens,
             theta=a.rope_theta,
             threshold=w.sink_threshold,
             positions="window",
-            threads=threads,
         )
+        _operate(device, refreshed)
 
     return refresh
 
@@ -248,13 +278,13 @@ def _handover(device: Device, largest: int, rounds: int) -> Handover:
     points = []
     for size in (1 << 12, max(largest, 1 << 20)):
         source, place, taken = (device.zeros([size], np.uint8) for _ in range(3))
-        points.append((size, float(np.median(_passed_on(source, place, taken, rounds)))))
+        points.append((size, float(np.median(_passed_on(device, source, place, taken, rounds)))))
     line = cost.fit(points)
     rate = 1e-6 / line.m_ms if line.m_ms > 0 else 1e3
     return Handover(round(line.c_ms, 5), round(rate, 3))
 
 
-def _passed_on(source: Array, place: Array, taken: Array, rounds: int) -> Samples:
+def _passed_on(device: Device, source: Array, place: Array, taken: Array, rounds: int) -> Samples:
     """Time from the beginning of the first copy on this thread to the end of the second on another
     one, which waits for it as the thread of a stage does.
     """
@@ -265,7 +295,8 @@ def _passed_on(source: Array, place: Array, taken: Array, rounds: int) -> Sample
         for turn in range(rounds):
             with changed:
                 changed.wait_for(lambda: full[0])
-            taken[...] = place
+            device.copy(taken, place)
+            device.wait()
             samples[turn] = (time.perf_counter_ns() - began[0]) * 1e-6
             with changed:
                 full[0] = False
@@ -276,7 +307,8 @@ def _passed_on(source: Array, place: Array, taken: Array, rounds: int) -> Sample
     for _ in range(rounds):
         time.sleep(1e-3)  # The other one is asleep by then.
         began[0] = time.perf_counter_ns()
-        place[...] = source
+        device.copy(place, source)
+        device.wait()
         with changed:
             full[0] = True
             changed.notify_all()

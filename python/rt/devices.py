@@ -166,6 +166,10 @@ def _between(out: Any, source: Any, queue: Any) -> None:
     out.data.copy_from_device_async(source.data, out.nbytes, queue)
 
 
+DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidiactl")
+"""One of them is there where an NVIDIA driver is; a container may hide the other."""
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -223,7 +227,7 @@ def _cupy() -> ModuleType:
 
 def gpu_report(index: int = 0) -> str:
     """Why GPU `index` cannot be had on this machine, in a few words for a message; "" if it can."""
-    if not os.path.exists("/proc/driver/nvidia/version"):
+    if not any(map(os.path.exists, DRIVER)):
         return f"this machine has no NVIDIA driver (0 GPUs; {cores()} processor cores)"
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (pip install cupy-cuda13x)"

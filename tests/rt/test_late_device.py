@@ -15,7 +15,8 @@ from micro_engine import SIZE
 from numpy.typing import NDArray
 
 import rt
-from rt import devices
+from rt import calibrate, devices
+from rt import manifest as manifests
 
 Pictures = list[NDArray[np.uint8]]
 
@@ -105,3 +106,13 @@ def test_logical_devices_of_a_gpu_give_the_same_bits(
     alone = restyled(engine, ["cuda:0"], 2)
     assert all(np.ptp(np.stack(pictures)) for pictures in alone)
     assert equal(restyled(engine, ["cuda:0"] * stages, 2), alone)
+
+
+def test_costs_are_measured_on_a_late_device(tiny_engine: Path) -> None:
+    """What is timed is done when the clock is read, copies and operators too."""
+    place = LateDevice("late", 0, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rt.costfile.machine_key", lambda _: "late")
+        costs = calibrate.measure(manifests.read(tiny_engine), tiny_engine, place, 2)
+    assert all(timing.p50_ms > 0 for unit in costs.units for timing in unit.timings)
+    assert costs.handover.gb_per_s > 0
