@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import late_cupy
 import numpy as np
 import pytest
 from late_device import ForgetfulDevice, LateDevice
@@ -15,10 +17,14 @@ from micro_engine import SIZE
 from numpy.typing import NDArray
 
 import rt
-from rt import calibrate, devices
+from rt import backends, calibrate, devices, ops
 from rt import manifest as manifests
 
 Pictures = list[NDArray[np.uint8]]
+OPERATORS = [
+    "frames_to_pixels", "pixels_to_frames", "optical_flow_magnitude", "frame_difference",
+    "noise_control", "mix_noise", "renoise", "refresh_sinks",
+]  # fmt: skip
 
 
 @functools.cache
@@ -92,6 +98,29 @@ def test_staging_that_is_used_twice_shows(
     monkeypatch.setattr(LateDevice, "put", shared)
     instead(monkeypatch, LateDevice, 1)
     assert not equal(restyled(tiny_engine, ["late"], 1), expected[:1])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_the_calls_to_cupy_give_the_same_bits(
+    tiny_engine: Path, expected: list[Pictures], stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`CudaDevice` itself, over a CuPy that does everything late and mixes with no NumPy array."""
+    create, late = backends.create, []
+    for index in range(stages):
+        queue = late_cupy.Stream(non_blocking=True)
+        late.append(devices.CudaDevice("cuda", index, 1, cupy=late_cupy, queue=queue))
+
+    def on_gpu(name: str, threads: int, gpu: tuple[int, int]) -> Any:
+        assert gpu in [(d.index, d.cuda_stream) for d in late]
+        return late_cupy.LateBackend(create(name, threads))
+
+    monkeypatch.setattr(devices, "resolve", lambda _: tuple(late))
+    monkeypatch.setattr("rt.costfile.machine_key", lambda _: "late")
+    monkeypatch.setattr(backends, "create", on_gpu)
+    monkeypatch.setitem(sys.modules, "cupyx", late_cupy.pinned)
+    for name in OPERATORS:
+        monkeypatch.setattr(ops, name, late_cupy.on_streams(getattr(ops, name)))
+    assert equal(restyled(tiny_engine, ["late"] * stages, 2), expected)
 
 
 @pytest.mark.gpu
