@@ -67,6 +67,7 @@ class OurDit:
         given = {"noisy": self._noisy, "timestep": self._timestep, "rope_time": self._rope}
         self._lane = units.lane(DIT_KINDS, "step", given, own, rows)
         self._busy = np.zeros(len(self._lane.launches), np.int64)
+        self._device = units.device
         self._held = np.full(w.frames, -1, np.int64)
 
     def __call__(self, noisy: Array, timestep: Array, index: int) -> Array:
@@ -79,7 +80,7 @@ class OurDit:
         self._write[...] = slot * tokens
         self._mask[...] = window.row_mask(self._held, index, w.frames, w.sinks, tokens)
         self._held[slot] = index
-        self._lane.run(self._busy)
+        self._lane.run(self._device, self._busy)
         return self._lane.values["velocity"]
 
 
@@ -130,11 +131,12 @@ class OurVae:
                 self._lanes[phase, turn] = units.lane((kind,), phase, given, own, 1)
         self._turn = 0
         self._busy = np.zeros(len(chain), np.int64)
+        self._device = units.device
 
     def __call__(self, value: Array, phase: Phase = "step") -> Array:
         """One chunk: pixels [1, 3, 1 | 4, H, W] -> latent [1, C, 1, h, w], or the other way."""
         self._given[phase][...] = value
         lane = self._lanes[phase, self._turn]
-        lane.run(self._busy)
+        lane.run(self._device, self._busy)
         self._turn = 1 - self._turn
         return lane.values[self._result]
