@@ -14,6 +14,15 @@ from ..errors import ConfigError
 MEDIA = ["application", "video"]
 LONGEST = 20_000
 """Characters; browsers send less than half of it."""
+UNREADABLE = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    StopIteration,
+)
+"""All that aiortc raises for a description whose lines are wrong."""
 _DROPPED = ("a=candidate:", "a=end-of-candidates")
 
 
@@ -33,14 +42,7 @@ def checked(offer: str) -> str:
     offer = without_candidates(offer)
     try:
         description = sdp.SessionDescription.parse(offer)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        StopIteration,
-    ) as error:  # all that its parser raises for lines that are wrong
+    except UNREADABLE as error:
         raise ConfigError(
             f"sdp: got {len(offer)} characters that are no session description "
             f"({type(error).__name__}); send the one that your browser made"

@@ -43,7 +43,7 @@ from ..frame import Frame
 from .hub import Hub
 from .limits import Media, MessageRate
 from .live import Live
-from .offer import checked
+from .offer import UNREADABLE, checked
 from .socket import STATUS_EVERY_S
 
 TICKS_PER_S = 90_000
@@ -143,11 +143,7 @@ class Calls:
             await connection.close()
             raise
         except (
-            AssertionError,
-            AttributeError,
-            LookupError,
-            TypeError,
-            ValueError,
+            *UNREADABLE,
             InternalError,
             InvalidAccessError,
             InvalidStateError,

@@ -18,12 +18,12 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from browser import needs_chromium, opened
 from numpy.typing import NDArray
 from served import Served, serving, wait_until
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+    needs_chromium,
     pytest.mark.timeout(400),
 ]
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -73,27 +73,8 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture
 def page(server: Served, film: Path) -> Iterator[Any]:
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-video-capture={film}",
-            ],
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="dark")
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
-        page.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+    with opened(server, f"--use-file-for-fake-video-capture={film}") as page:
         yield page
-        page.close()
-        browser.close()
-        server.all_free()
-        assert complaints == []
 
 
 def pixels(page: Any, canvas: str) -> NDArray[np.float64]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from browser import needs_chromium, opened
 from served import ROOT, Served, serving, wait_until
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = needs_chromium
 sync_api = pytest.importorskip("playwright.sync_api")
 Page = sync_api.Page
 
@@ -41,26 +40,8 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture
 def page(server: Served) -> Iterator[Page]:
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-            ],
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 860}, color_scheme="dark")
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
-        page.wait_for_selector("body[data-ready=yes]", timeout=30_000)
+    with opened(server) as page:
         yield page
-        page.close()  # its session ends with it
-        browser.close()
-        server.all_free()
-        assert complaints == []
 
 
 def colour(page: Page, canvas: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 // The same interface as Session, which uses a WebSocket.
 
 import { api } from "./session.js";
+import { unseenVideo } from "./source.js";
 
 const FRAMES_PER_S = 30;
 const PATIENCE_MS = 10_000;
@@ -95,12 +96,7 @@ export class Call {
   }
 
   #show(track) {
-    const video = document.createElement("video");
-    video.muted = true;
-    video.playsInline = true;
-    video.className = "sr";
-    document.body.append(video);
-    this.video = video;
+    const video = (this.video = unseenVideo());
     video.srcObject = new MediaStream([track]);
     const next = () => {
       if (!video.isConnected) return;

@@ -2,6 +2,16 @@
 
 const MOST_PER_S = 30;
 
+// A video that plays without being seen: its pictures are drawn elsewhere.
+export function unseenVideo() {
+  const video = document.createElement("video");
+  video.muted = true;
+  video.playsInline = true;
+  video.className = "sr";
+  document.body.append(video);
+  return video;
+}
+
 export class Source {
   constructor(canvas) {
     this.canvas = canvas;
@@ -44,12 +54,7 @@ export class Source {
   }
 
   async #play(attach) {
-    const video = document.createElement("video");
-    video.muted = true;
-    video.playsInline = true;
-    video.className = "sr";
-    document.body.append(video);
-    this.video = video;
+    const video = (this.video = unseenVideo());
     attach(video);
     try {
       await video.play();
