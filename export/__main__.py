@@ -17,6 +17,7 @@ from rich.table import Table
 from export import prepare
 from export.gpu_commands import calibrate, calibration_of, dry_run, progress_bar, trial
 from rt import manifest as records
+from rt.command import Parser, command
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
 
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.run(options)
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,13 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     from export.backends import BACKENDS
-    from export.build import TOLERANCE, VERSION
+    from export.build import TOLERANCE
     from export.models.presets import PRESETS
 
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"streamdiffusion-rt {VERSION}")
+    parser = command("python -m export", __doc__ or "")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
@@ -155,14 +154,16 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[Parser],
     name: str,
     run: Callable[[argparse.Namespace], int],
     text: str,
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text, formatter_class=_Defaults)
-    command.set_defaults(run=run)
-    return command
+) -> Parser:
+    made = commands.add_parser(
+        name, help=text, description=text, formatter_class=_Defaults, allow_abbrev=False
+    )
+    made.set_defaults(run=run)
+    return made
 
 
 def _build(arguments: argparse.Namespace) -> int:

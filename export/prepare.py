@@ -9,10 +9,11 @@ from typing import Any
 
 from export.fetch import RELEASES
 from rt import manifest as records
+from rt.command import Parser
 from rt.errors import ConfigError
 from rt.prompt import FOLDER
 
-Command = Callable[..., argparse.ArgumentParser]
+Command = Callable[..., Parser]
 """(commands, name, function, help) -> the parser of a new command."""
 
 

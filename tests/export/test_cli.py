@@ -103,7 +103,10 @@ def test_a_mistake_is_one_line(
 
 @pytest.mark.parametrize("arguments", [(), ("frob",), ("build-engines", "--model", "huge")])
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
-    assert run(capsys, *arguments)[0] == 2
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
 
 
 def test_interruption_says_how_to_go_on(

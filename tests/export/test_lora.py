@@ -296,7 +296,7 @@ def test_the_command_line_reads_path_and_weight() -> None:
     parse = cli._parser().parse_args
     given = parse(["build-engines", "--lora", "a/b.pt:0.5", "--lora", "c.safetensors"]).lora
     assert given == [(Path("a/b.pt"), 0.5), (Path("c.safetensors"), 1.0)]
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="--lora: invalid"):
         parse(["build-engines", "--lora", "a.pt:much"])
 
 
