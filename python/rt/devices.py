@@ -84,6 +84,11 @@ class Device:
 
     def backend(self, name: str) -> Backend:
         """The backend `name` for this device. Raises ConfigError where it cannot be had."""
+        if name.startswith("tensorrt"):
+            raise ConfigError(
+                f"backend {name} runs on a GPU; got {self.name}, use --devices cuda:0, or build an "
+                "engine for the processor: python -m export build-engines --backend onnxruntime"
+            )
         return backends.create(name, self.threads)
 
     def pin(self) -> None:

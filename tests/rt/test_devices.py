@@ -115,3 +115,11 @@ def test_no_gpus_asked_for(count: int) -> None:
     assert line_of(caught) == (
         f"gpus: got {count}, expected at least 1; leave it out to use the processor"
     )
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_for_a_gpu_on_the_processor(name: str) -> None:
+    (device,) = devices.resolve("auto")
+    with pytest.raises(ConfigError) as caught:
+        device.backend(name)
+    assert f"backend {name} runs on a GPU; got cpu:0, use --devices cuda:0" in line_of(caught)
