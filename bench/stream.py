@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ def pictures(pipeline: Pipeline, count: int) -> list[np.ndarray]:
     """`count` pictures of the demo's scene at the engine's size."""
     g = pipeline.manifest.geometry
     scene = moving_scene(g.height, g.width, 16.0, count / 16.0)
-    return [frame.rgb for frame, _ in zip(scene, range(count), strict=False)]
+    found = [frame.rgb for frame in islice(scene, count)]
+    assert len(found) == count
+    return found
 
 
 def throughput(

@@ -6,6 +6,7 @@ Absolute positions, three fixed sinks, one latent frame a call from the first on
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def test_its_stream_gives_our_pictures(subject: model.Subject, steps: int) -> No
     """The whole runtime, frames to frames: at most one grey level apart."""
     g = subject.manifest.geometry
     scene = moving_scene(g.height, g.width, 16.0, 8.0)
-    clip = np.stack([f.rgb for f, _ in zip(scene, range(1 + 4 * CHUNKS), strict=False)])
+    clip = np.stack([frame.rgb for frame in islice(scene, 1 + 4 * CHUNKS)])
+    assert len(clip) == 1 + 4 * CHUNKS
     stream = streams.ReferenceStream(subject, steps, batched=False)
     expected = streams.through_reference(stream, clip)
     with rt.Pipeline.load(subject.directory, steps=steps) as pipeline:
