@@ -24,11 +24,14 @@ from export.backends import BACKENDS
 from export.models.presets import ModelConfig, with_latents
 from export.replay import Arrays, Clip, Replay, Run
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
-from rt import backends
+from rt import devices
 from rt.backends.base import Engine
+from rt.devices import Device
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
 from rt.media import moving_scene
+
+HOST = Device("cpu", 0, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,30 +204,48 @@ def executor(manifest: Manifest, directory: Path, plan: Plan) -> Callable[[Array
     if manifest.backend == "onnxruntime":
         engine = session(directory / plan.file)
         return lambda feeds: run(engine, feeds)
-    loaded = backends.create(manifest.backend, threads=2).load(directory, plan)
-    return functools.partial(run_bound, loaded, plan)
+    device = _device(manifest)
+    loaded = device.backend(manifest.backend).load(directory, plan)
+    return functools.partial(run_bound, loaded, plan, device=device)
 
 
-def run_bound(engine: Engine, plan: Plan, feeds: Mapping[str, NDArray[Any]]) -> Arrays:
-    """Bind copies of `feeds` and fresh outputs, run once, give outputs and next states by name.
+def _device(manifest: Manifest) -> Device:
+    """Where the plans of an engine run: the first GPU, if they are for one, or the processor."""
+    from export.inductor import gpu_architecture
+
+    on_gpu = manifest.backend.startswith("tensorrt") or (
+        manifest.backend == "inductor" and gpu_architecture() is not None
+    )
+    return devices.resolve("cuda:0")[0] if on_gpu else HOST
+
+
+def run_bound(
+    engine: Engine, plan: Plan, feeds: Mapping[str, NDArray[Any]], device: Device = HOST
+) -> Arrays:
+    """Bind arrays of `device`, fill them with `feeds`, run once, give outputs and next states by
+    name.
 
     Values that are bfloat16 in the plan are float32 in `feeds` and in what is given.
     """
     rows = next(iter(feeds.values())).shape[0]
     kinds = {b.name: b.dtype for b in (*plan.inputs, *plan.outputs)}
     kinds |= {name: s.dtype for s in plan.state for name in (s.input, s.output)}
-    arrays = {
-        name: as_bound(array, kinds.get(name, str(array.dtype))) for name, array in feeds.items()
-    }
-    results: Arrays = {
-        b.name: as_bound(np.zeros(concrete(b.shape, rows), np.float32), b.dtype)
-        for b in plan.outputs
-    }
+    hosts = {n: as_bound(array, kinds.get(n, str(array.dtype))) for n, array in feeds.items()}
+    arrays = {name: device.zeros(host.shape, host.dtype) for name, host in hosts.items()}
+    results = {b.name: device.zeros(concrete(b.shape, rows), b.dtype) for b in plan.outputs}
     for s in plan.state:
-        fresh = as_bound(np.zeros(concrete(s.shape, rows), np.float32), s.dtype)
+        fresh = device.zeros(concrete(s.shape, rows), s.dtype)
         results[s.output] = arrays[s.input] if s.mode == "alias" else fresh
-    engine.bind(arrays | results)()
-    return {name: as_float(array, kinds[name]) for name, array in results.items()}
+    with device.pinned():
+        launch = engine.bind(arrays | results)
+    for name, host in hosts.items():  # only now: where a launch is captured, binding runs it
+        device.copy(arrays[name], host)
+    device.do(launch)
+    got = {name: np.empty(array.shape, array.dtype) for name, array in results.items()}
+    for name, array in results.items():
+        device.copy(got[name], array)
+    device.wait()
+    return {name: as_float(array, kinds[name]) for name, array in got.items()}
 
 
 def as_bound(array: NDArray[Any], dtype: str) -> NDArray[Any]:

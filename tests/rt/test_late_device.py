@@ -17,6 +17,7 @@ from micro_engine import SIZE
 from numpy.typing import NDArray
 
 import rt
+from export import verify
 from rt import backends, calibrate, devices, ops
 from rt import manifest as manifests
 
@@ -145,3 +146,17 @@ def test_costs_are_measured_on_a_late_device(tiny_engine: Path) -> None:
         costs = calibrate.measure(manifests.read(tiny_engine), tiny_engine, place, 2)
     assert all(timing.p50_ms > 0 for unit in costs.units for timing in unit.timings)
     assert costs.handover.gb_per_s > 0
+
+
+def test_a_plan_is_verified_on_a_late_device(tiny_engine: Path) -> None:
+    """Bound, then filled, then run, then read: as where a capture runs what it binds."""
+    made = manifests.read(tiny_engine)
+    place, host = LateDevice("late", 0, 1), devices.Device("cpu", 0, 1)
+    for unit in made.chain:
+        plan = unit.plans["step"]
+        engine = host.backend("onnxruntime").load(tiny_engine, plan)
+        feeds = verify.random_inputs(made, plan, 1, unit.name)
+        expected = verify.run_bound(engine, plan, feeds)
+        found = verify.run_bound(engine, plan, feeds, place)
+        assert all(np.array_equal(found[name], array) for name, array in expected.items())
+        assert any(array.any() for array in expected.values())
