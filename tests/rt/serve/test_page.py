@@ -63,7 +63,16 @@ def begin(page: Page, source: str) -> None:
     page.evaluate("document.getElementById('slo').max = 60000")
     page.evaluate("document.getElementById('slo').value = 60000")
     page.click("#start")
-    page.wait_for_selector("body[data-first-ms]", timeout=60_000)
+    first(page)
+
+
+def first(page: Page) -> None:
+    """Wait for the first picture; where there is none, tell what the page says."""
+    try:
+        page.wait_for_selector("body[data-first-ms]", timeout=90_000)
+    except sync_api.TimeoutError:
+        told = [page.inner_text(name) for name in ("#state", "#alert", "#counts", "#dropped")]
+        pytest.fail(f"no picture came: {told}")
 
 
 def look(page: Page, name: str) -> None:
@@ -144,7 +153,7 @@ def test_everything_is_reached_with_the_keyboard(page: Page) -> None:
     page.keyboard.press("b")  # the built-in scene
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_selector("body[data-first-ms]", timeout=60_000)
+    first(page)
     more(page, 4)
     assert page.inner_text("#first").endswith(" ms")
     page.keyboard.press("s")
@@ -188,7 +197,7 @@ def test_a_film_or_a_picture_is_a_source_and_what_is_neither_is_told(
     page.click("#start")
     page.set_input_files("#file", str(ROOT / "docs" / "motion.png"))
     page.click("#start")
-    page.wait_for_selector("body[data-first-ms]", timeout=60_000)
+    first(page)
     page.click("#start")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no film")

@@ -66,7 +66,8 @@ export class Source {
   #loop() {
     if (this.stopped) return;
     const again = () => this.#loop();
-    if (this.video) this.video.requestVideoFrameCallback(again);
+    // A screen on which nothing moves gives no new pictures, and is restyled all the same.
+    if (this.video && this.kind !== "screen") this.video.requestVideoFrameCallback(again);
     else setTimeout(again, 1000 / 25);
     const nowS = performance.now() / 1000;
     if (nowS - this.lastS < 0.9 / MOST_PER_S) return;
