@@ -16,7 +16,7 @@ from typing import Any
 from .config import SLO
 from .frame import Frame
 
-CHUNKS_KEPT = 10_000
+CHUNKS_KEPT = 2_000
 """Records of chunks that a report holds; older ones of an endless stream are let go."""
 
 
