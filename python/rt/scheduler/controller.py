@@ -14,6 +14,7 @@ from .journal import Journal
 from .ladder import Ladder
 from .line import ARRIVED, Line, Passage
 from .passes import Passes
+from .prospect import Prospect, lined_up_ns
 from .records import Log, Routes, Task, Terms
 
 PATIENCE_NS = 5_000_000_000
@@ -52,12 +53,13 @@ class Scheduler:
     ) -> None:
         self._routes = routes
         self._rows_per_seat = rows_per_seat
-        self._forecast = Forecast(routes, costs)
+        self._forecast = Forecast(routes, max_batch, costs)
         self._batches = Batches(rows_per_seat, max_batch, self._forecast)
         self._ladder = Ladder()
         self._passes = Passes(routes)
         self._journal = Journal(log)
         self._lines: dict[int, Line] = {}
+        self._prospect = Prospect(routes.stages, self._forecast, self._passes, self._lines)
         self._gather_ns = 0
         self._dropped: list[tuple[int, int]] = []
         self._number = 0
@@ -197,7 +199,7 @@ class Scheduler:
             self._watch(now_ns)
         handed = min(self._continuations(stage), key=_first, default=None)
         while True:
-            fresh = min(self._beginnings(stage), key=_first, default=None)
+            fresh = min(self._beginnings(stage, now_ns), key=_first, default=None)
             if handed is not None and (fresh is None or handed[0] < fresh[0]):
                 task = handed[1]
             elif fresh is None:
@@ -216,7 +218,9 @@ class Scheduler:
         for task in self._passes.handed(stage):
             yield min(self._urgency_of(job) for job in task.jobs), task
 
-    def _beginnings(self, stage: int) -> Iterator[tuple[Urgency, tuple[Line, Passage]]]:
+    def _beginnings(
+        self, stage: int, now_ns: int
+    ) -> Iterator[tuple[Urgency, tuple[Line, Passage]]]:
         """What could begin here. Of the chunks that wait to be encoded only the one whose turn it
         is; what was begun goes by its deadline alone, so that nothing is left half done.
         """
@@ -232,8 +236,21 @@ class Scheduler:
                 turn = -line.terms.priority, line.turn_ns(passage), passage.order
                 if first is None or turn < first[0]:
                     first = turn, line, passage
-        if first is not None:
+        if first is not None and not self._early(*first[1:], now_ns):
             yield self._urgency(first[2]), (first[1], first[2])
+
+    def _early(self, line: Line, passage: Passage, now_ns: int) -> bool:
+        """Whether a chunk that began now would only wait further on. It waits here instead, where a
+        newer one may take its place and who lost more comes before it: however much is offered,
+        latency stays near that of an idle chain.
+        """
+        if passage.deadline_ns is None:
+            return False
+        passage.steps = self._ladder.steps(line.terms)
+        passage.due_ns = lined_up_ns(passage, self._lines.values())
+        leaves_ns = self._prospect.leaves_ns(passage, now_ns)
+        waits_ns = leaves_ns - self._forecast.path_ns(passage.steps)
+        return waits_ns > self._forecast.ahead_ns(passage.steps)
 
     def _worthwhile(self, line: Line, passage: Passage, now_ns: int) -> bool:
         """Decide the steps of a chunk that is about to be encoded; drop it if it would be late with
@@ -255,13 +272,8 @@ class Scheduler:
         return False
 
     def _predict(self, passage: Passage, now_ns: int) -> float:
-        """When a chunk will have left if it begins now, at the upper quantile. What is due before
-        it comes before it at every stage, also if it begins later.
-        """
-        here = (p for line in self._lines.values() for p in line.passages.values())
-        turn = passage.due_ns, passage.order
-        ahead = (p for p in here if (p.due_ns, p.order) < turn)
-        passage.predicted_ns = now_ns + self._forecast.finish_ns(passage.steps, ahead)
+        """When a chunk will have left if it begins now, at the upper quantile."""
+        passage.predicted_ns = now_ns + self._prospect.leaves_ns(passage, now_ns, waiting=True)
         return passage.predicted_ns + self._forecast.margin_ns(passage.steps)
 
     def _untested(self, line: Line, passage: Passage, now_ns: int) -> bool:

@@ -4,12 +4,15 @@ follows from them for a chunk, a stage and a deadline. It decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..cost import PassCost, Timetable, fit
 from ..frame import Kind
 from .line import ARRIVED, Passage
 from .records import Routes
+
+Part = tuple[int, float]
+"""A stage, and how long a chunk keeps it, in ns."""
 
 KINDS: tuple[Kind, ...] = ("encode", "denoise", "decode")
 
@@ -34,8 +37,9 @@ _BATCH_WEIGHT = 0.05
 class Forecast:
     """Times in ns. What was neither given nor seen counts as 0: then nothing is refused for it."""
 
-    def __init__(self, routes: Routes, costs: Timetable | None) -> None:
+    def __init__(self, routes: Routes, max_batch: int, costs: Timetable | None) -> None:
         self._routes = routes
+        self._max_batch = max_batch
         self._costs: dict[tuple[int, Kind], PassCost] = dict(costs or {})
         self.batches_gain = self._gain() >= _LEAST_GAIN
         """Whether jobs that share a denoising pass take less time than one after the other, as far
@@ -97,43 +101,24 @@ class Forecast:
         """What is added to a path so that it holds at the upper quantile."""
         return self._margin_share(steps) * self.path_ns(steps)
 
-    def finish_ns(self, steps: int, ahead: Iterable[Passage]) -> float:
-        """How long from now a chunk will have left if it begins now, behind chunks that are due
-        before it: its path, or all the work ahead of it on any stage and then its own. The
-        margin is not in it.
+    def ahead_ns(self, steps: int) -> float:
+        """Work that may lie before the busiest stage, so that it never runs dry: that of a chunk, or
+        of as many as share a pass, and half a chunk's for what takes longer than the mean.
         """
-        queues, longest = self.queues_ns(ahead), self.path_ns(steps)
-        for stage, queue in enumerate(queues):
-            if queue:
-                own = self.work_ns(stage, steps)
-                longest = max(longest, queue + own + self._tail_ns(stage, steps))
-        return longest
+        chunks = 0.5 + (self._max_batch if self.batches_gain else 1)
+        return chunks * max(self.work_ns(stage, steps) for stage in range(self._routes.stages))
 
-    def queues_ns(self, passages: Iterable[Passage]) -> list[float]:
-        """Work of chunks on their way that each stage has still to do; what it is doing now is
-        counted as half done.
-        """
-        stages = range(self._routes.stages)
-        step = [self.step_ns(s) for s in stages]
-        vae = {k: [self._alone_ns(s, k) for s in stages] for k in KINDS if k != "denoise"}
-        chunks, steps, gone = 0, 0, [0.0] * len(stages)
-        for passage in passages:
-            chunks += 1
-            steps += max(0, passage.steps - max(0, passage.station - 1))
-            kind = passage.kind
-            part = step if kind == "denoise" else vae[kind]
-            route = self._routes.of(kind)
-            if kind == "encode":  # Counted for those on their way alone, and only there.
-                for stage in route:
-                    gone[stage] -= part[stage]
-            if passage.running and passage.position < len(route):
-                for stage in route[: passage.position]:
-                    gone[stage] += part[stage]
-                gone[route[passage.position]] += part[route[passage.position]] / 2
-        return [
-            max(0.0, steps * step[s] + chunks * vae["decode"][s] - gone[s]) if chunks else 0.0
-            for s in stages
+    def parts_ns(self, passage: Passage) -> list[Part]:
+        """What a chunk has before it, from the stage that its running pass is at or waits for."""
+        steps = max(0, passage.steps - max(0, passage.station - 1))
+        encode: list[Kind] = ["encode"] if passage.station == ARRIVED else []
+        kinds: list[Kind] = [*encode, *["denoise"] * steps, "decode"]
+        parts = [
+            (s, self.step_ns(s) if kind == "denoise" else self.part_ns(s, kind))
+            for kind in kinds
+            for s in self._routes.of(kind)
         ]
+        return parts[passage.position :] if passage.running else parts
 
     def utilisation(self, rates: Sequence[tuple[float, int]]) -> tuple[float, int]:
         """Demand on the busiest stage, and which that is, of sessions with (chunks per ns, steps):
@@ -148,8 +133,13 @@ class Forecast:
 
     def work_ns(self, stage: int, steps: int) -> float:
         """Time that a stage is busy for one chunk, at the batch sizes that occur."""
-        vae = self._alone_ns(stage, "encode") + self._alone_ns(stage, "decode")
+        vae = self.part_ns(stage, "encode") + self.part_ns(stage, "decode")
         return vae + steps * self.step_ns(stage)
+
+    def part_ns(self, stage: int, kind: Kind, batch: int = 1) -> float:
+        """Mean time of a stage's part of a pass."""
+        cost = self._costs.get((stage, kind))
+        return 0.0 if cost is None else cost.pass_ns(batch)[0]
 
     def step_ns(self, stage: int) -> float:
         """One job's share of a denoising pass on a stage."""
@@ -163,20 +153,6 @@ class Forecast:
         lines = [self._costs[s, "denoise"].line for s in self._routes.denoise if self._costs]
         alone = sum(line.at(1) for line in lines)
         return sum(line.c_ms for line in lines) / alone if alone else 1.0
-
-    def _alone_ns(self, stage: int, kind: Kind) -> float:
-        cost = self._costs.get((stage, kind))
-        return 0.0 if cost is None else cost.pass_ns(1)[0]
-
-    def _tail_ns(self, stage: int, steps: int) -> float:
-        """From a chunk's last visit of a stage to its end."""
-        tail = 0.0
-        for kind in reversed(KINDS):
-            route = self._routes.of(kind)
-            if stage in route:
-                return tail + sum(self._alone_ns(s, kind) for s in route[route.index(stage) + 1 :])
-            tail += self.pass_ns(kind, 1)[0] * (steps if kind == "denoise" else 1)
-        return tail
 
     def _margin_share(self, steps: int) -> float:
         if self._beyond is not None:
