@@ -11,7 +11,7 @@ from .admission import Admission, admission
 from .batches import Batches
 from .forecast import Forecast
 from .journal import Journal
-from .ladder import Ladder
+from .ladder import DEGRADE_ABOVE, Ladder
 from .line import ARRIVED, Line, Passage
 from .passes import Passes
 from .prospect import Prospect, lined_up_ns
@@ -34,10 +34,15 @@ WATCH_NS = 100_000_000
 Urgency = tuple[int, int, int]
 """Smaller is sooner: deadline, order of arrival, steps already done (more first)."""
 
-Turn = tuple[int, float, int]
-"""Of a chunk that waits to be encoded, smaller is sooner: priority, turn, order of arrival."""
+Turn = tuple[Line, Passage]
+"""A chunk and its session."""
 
 _first = itemgetter(0)
+
+
+def _turn_of(waiting: Turn) -> tuple[int, float, int]:
+    line, passage = waiting
+    return line.turn(passage)
 
 
 class Scheduler:
@@ -66,6 +71,7 @@ class Scheduler:
         self._order = 0
         self._tested_ns = -TEST_NS
         self._watched_ns = 0
+        self._load = 0.0
 
     # Events
 
@@ -75,6 +81,7 @@ class Scheduler:
         assert session not in self._lines
         assert 1 <= terms.min_steps <= terms.steps <= self._rows_per_seat
         line = Line(session, seat, terms, self._rows_per_seat, self._routes.places)
+        line.losses = max((other.losses for other in self._lines.values()), default=0.0)
         self._lines[session] = line
         self._batches.open(line)
         self._fit()
@@ -96,11 +103,15 @@ class Scheduler:
         first chunk of a session is never dropped. Returns whether one was.
         """
         self._journal.event("withdraw", session, now_ns, at_ns=now_ns)
-        passage = self._lines[session].waiting()
-        if passage is None or passage.chunk == 0:
+        line = self._lines[session]
+        passage = line.waiting()
+        if passage is None:
+            return False
+        if passage.chunk == 0:
+            line.losses += 1  # The newer one is lost instead.
             return False
         self._press(now_ns, f"session {session} has a newer chunk than the one that waits")
-        self._drop(self._lines[session], passage, "a newer one is complete")
+        self._drop(line, passage, "a newer one is complete")
         return True
 
     def finished(self, stage: int, task: Task, now_ns: int) -> tuple[Job, ...]:
@@ -197,20 +208,20 @@ class Scheduler:
         assert self._passes.on(stage) is None
         if self.level and now_ns - self._watched_ns >= WATCH_NS:
             self._watch(now_ns)
-        handed = min(self._continuations(stage), key=_first, default=None)
-        while True:
-            fresh = min(self._beginnings(stage, now_ns), key=_first, default=None)
-            if handed is not None and (fresh is None or handed[0] < fresh[0]):
-                task = handed[1]
-            elif fresh is None:
-                return None
-            elif self._worthwhile(*fresh[1], now_ns):
-                task = self._begin(*fresh[1], now_ns)
-            else:
-                continue
-            self._passes.start(stage, task, now_ns)
-            self._journal.runs(stage, task)
-            return task
+        begun, waiting = self._ready(stage)
+        choices: tuple[tuple[Urgency, Task | Turn], ...] = (
+            *self._continuations(stage),
+            *((self._urgency(turn[1]), turn) for turn in begun),
+        )
+        most = min(choices, key=_first, default=None)
+        new = self._new(waiting, now_ns, most and most[0])
+        chosen = new or (most and most[1])
+        if chosen is None:
+            return None
+        task = chosen if isinstance(chosen, Task) else self._begin(*chosen, now_ns)
+        self._passes.start(stage, task, now_ns)
+        self._journal.runs(stage, task)
+        return task
 
     # Choosing
 
@@ -218,36 +229,43 @@ class Scheduler:
         for task in self._passes.handed(stage):
             yield min(self._urgency_of(job) for job in task.jobs), task
 
-    def _beginnings(
-        self, stage: int, now_ns: int
-    ) -> Iterator[tuple[Urgency, tuple[Line, Passage]]]:
-        """What could begin here. Of the chunks that wait to be encoded only the one whose turn it
-        is; what was begun goes by its deadline alone, so that nothing is left half done.
+    def _ready(self, stage: int) -> tuple[list[Turn], list[Turn]]:
+        """Whose next pass could begin here: chunks that have begun, and those that wait to be
+        encoded.
         """
         here = self._passes.first_here(stage)
-        first: tuple[Turn, Line, Passage] | None = None
+        begun: list[Turn] = []
+        waiting: list[Turn] = []
         for line in self._lines.values() if here else ():
             for passage in line.ready():
-                if passage.kind not in here:
-                    continue
-                if passage.station != ARRIVED:
-                    yield self._urgency(passage), (line, passage)
-                    continue
-                turn = -line.terms.priority, line.turn_ns(passage), passage.order
-                if first is None or turn < first[0]:
-                    first = turn, line, passage
-        if first is not None and not self._early(*first[1:], now_ns):
-            yield self._urgency(first[2]), (first[1], first[2])
+                if passage.kind in here:
+                    (waiting if passage.station == ARRIVED else begun).append((line, passage))
+        return begun, waiting
+
+    def _new(self, waiting: list[Turn], now_ns: int, most: Urgency | None) -> Turn | None:
+        """The chunk whose encoding should begin, unless `most` is more urgent: what has begun goes
+        by its deadline alone, so that nothing is left half done. Those that would come out late
+        are dropped before it.
+        """
+        while waiting:
+            turn = min(waiting, key=_turn_of)
+            passage = turn[1]
+            passage.due_ns = lined_up_ns(passage, self._lines.values())
+            if (most is not None and most < self._urgency(passage)) or self._early(*turn, now_ns):
+                return None
+            if self._worthwhile(*turn, now_ns):
+                return turn
+            waiting.remove(turn)
+        return None
 
     def _early(self, line: Line, passage: Passage, now_ns: int) -> bool:
-        """Whether a chunk that began now would only wait further on. It waits here instead, where a
-        newer one may take its place and who lost more comes before it: however much is offered,
-        latency stays near that of an idle chain.
+        """Whether more is offered than can be done and a chunk that began now would only wait
+        further on. It waits here instead, where a newer one may take its place and who lost more
+        comes before it: latency then stays near that of an idle chain, and all lose alike.
         """
-        if passage.deadline_ns is None:
+        if passage.deadline_ns is None or self._load <= DEGRADE_ABOVE:
             return False
         passage.steps = self._ladder.steps(line.terms)
-        passage.due_ns = lined_up_ns(passage, self._lines.values())
         leaves_ns = self._prospect.leaves_ns(passage, now_ns)
         waits_ns = leaves_ns - self._forecast.path_ns(passage.steps)
         return waits_ns > self._forecast.ahead_ns(passage.steps)
@@ -327,9 +345,8 @@ class Scheduler:
     def _watch(self, now_ns: int) -> None:
         """Let the ladder see how loaded the busiest stage is."""
         self._watched_ns = now_ns
-        now = self.utilisation(now_ns)
-        better = self.utilisation(now_ns, self.level - 1) if self.level else now
-        change = self._ladder.observe(now_ns, now, better)
+        self._load = now = self.utilisation(now_ns)
+        change = self._ladder.observe(now_ns, lambda level: self.utilisation(now_ns, level))
         if change:
             what = "degrade" if change > 0 else "recover"
             self._journal.decided(what, f"to level {self.level}: utilisation {now:.2f}")

@@ -102,8 +102,8 @@ class Forecast:
         return self._margin_share(steps) * self.path_ns(steps)
 
     def ahead_ns(self, steps: int) -> float:
-        """Work that may lie before the busiest stage, so that it never runs dry: that of a chunk, or
-        of as many as share a pass, and half a chunk's for what takes longer than the mean.
+        """Work that may lie before the busiest stage, so that it never runs dry: of a chunk, or of
+        as many as share a pass, and of half a chunk for what takes longer than the mean.
         """
         chunks = 0.5 + (self._max_batch if self.batches_gain else 1)
         return chunks * max(self.work_ns(stage, steps) for stage in range(self._routes.stages))
@@ -111,8 +111,8 @@ class Forecast:
     def parts_ns(self, passage: Passage) -> list[Part]:
         """What a chunk has before it, from the stage that its running pass is at or waits for."""
         steps = max(0, passage.steps - max(0, passage.station - 1))
-        encode: list[Kind] = ["encode"] if passage.station == ARRIVED else []
-        kinds: list[Kind] = [*encode, *["denoise"] * steps, "decode"]
+        encode = KINDS[:1] if passage.station == ARRIVED else ()
+        kinds = *encode, *KINDS[1:2] * steps, *KINDS[2:]
         parts = [
             (s, self.step_ns(s) if kind == "denoise" else self.part_ns(s, kind))
             for kind in kinds

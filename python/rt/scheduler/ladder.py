@@ -4,12 +4,16 @@ level at a time: down at once when chunks are late, up only after a calm that la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .records import Terms
 
 DEGRADE_ABOVE = 0.95
 """Utilisation by which the next level is taken before anything is late."""
+LEAST_GAIN = 0.01
+"""By how much the next level has to lower utilisation to be taken for its sake: fewer steps do not
+help where the VAE is the bottleneck.
+"""
 RECOVER_BELOW = 0.70
 HOLDS_AT = 0.85
 """A level is given back only if utilisation stays below this at the better one."""
@@ -60,11 +64,16 @@ class Ladder:
         self._changed_ns = now_ns
         return True
 
-    def observe(self, now_ns: int, utilisation: float, one_better: float) -> int:
-        """Utilisation now, and at one level better. Returns the change of level: -1, 0 or 1."""
+    def observe(self, now_ns: int, at: Callable[[int], float]) -> int:
+        """`at(level)`: utilisation now, if that were the level. Returns the change of level: -1, 0
+        or 1.
+        """
+        utilisation = at(self.level)
         if utilisation > DEGRADE_ABOVE:
-            return int(self.press(now_ns))
-        if self.level == 0 or utilisation >= RECOVER_BELOW or one_better >= HOLDS_AT:
+            gain = utilisation - at(self.level + 1)
+            return int(gain >= LEAST_GAIN and self.press(now_ns))
+        better = self.level and utilisation < RECOVER_BELOW and at(self.level - 1) < HOLDS_AT
+        if not better:
             self._calm_since_ns = None
             return 0
         if self._calm_since_ns is None:

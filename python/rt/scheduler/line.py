@@ -21,6 +21,8 @@ LOSSES_KEPT = 0.9
 LOSS_NS = 250_000_000
 ARRIVALS_KEPT = 4
 """Arrivals that tell the rate of a session: about a second of a live stream."""
+LEAST_SPAN_NS = 50_000_000
+"""Between the first and the last of them."""
 
 
 @dataclass(slots=True)
@@ -93,21 +95,23 @@ class Line:
         del self.passages[passage.chunk]
         self.losses += 1
 
-    def turn_ns(self, passage: Passage) -> float:
-        """What the turn of a waiting chunk goes by: earliest due first, but who lost more comes
-        sooner, which evens out the share that equals lose.
+    def turn(self, passage: Passage) -> tuple[int, float, int]:
+        """What the turn of a waiting chunk goes by, smaller is sooner: priority, then earliest due
+        first, but who lost more comes sooner, which evens out the share that equals lose.
         """
-        return passage.due_ns - self.losses * LOSS_NS
+        due_ns = passage.due_ns - self.losses * LOSS_NS
+        return -self.terms.priority, due_ns, passage.order
 
     def rate_per_ns(self, now_ns: int) -> float:
         """Chunks that arrive per ns, of late; not more than the last gap, or the one that there is
-        now, says: a slow source is known to be slow before it has sent as many chunks again.
+        now, says: a slow source is known to be slow before it has sent as many chunks again. 0 of
+        what came at once: that is no rate.
         """
         times = self.arrivals_ns
-        if len(times) < 2 or now_ns <= times[0]:
+        if not times or times[-1] - times[0] < LEAST_SPAN_NS:
             return 0.0
-        gap_ns = max(times[-1] - times[-2], now_ns - times[-1])
-        return min((len(times) - 1) / (now_ns - times[0]), 1 / max(gap_ns, 1))
+        mean_ns = (times[-1] - times[0]) / (len(times) - 1)
+        return 1 / max(mean_ns, times[-1] - times[-2], now_ns - times[-1])
 
     def ready(self) -> Iterator[Passage]:
         """Chunks whose next pass may begin, oldest first: at most one per station. Nothing

@@ -59,7 +59,8 @@ def lined_up_ns(passage: Passage, lines: Iterable[Line]) -> int:
     """When a waiting chunk counts as due: by its deadline, but behind the chunks that have begun
     and are due only a little later. Cameras in step would else overtake each other by microseconds.
     """
-    assert passage.deadline_ns is not None
+    if passage.deadline_ns is None:
+        return passage.due_ns
     latest_ns = passage.deadline_ns + OVERTAKES_NS
     begun = (p.due_ns + 1 for line in lines for p in line.begun())
     between = (due_ns for due_ns in begun if passage.deadline_ns < due_ns <= latest_ns)
