@@ -12,6 +12,16 @@ EMIT_MARGIN_NS = 5_000_000
 little late.
 """
 
+SOONER = 0.03
+"""Share of the time between two frames by which the schedule moves forward with every frame, while
+frames are ready early: nobody sees it, and 1 s of latency is gone after half a minute.
+"""
+
+EARLY_FRAMES = 32
+"""Frames one after the other that have to be ready half a frame's time before their turn for that:
+those of eight chunks.
+"""
+
 
 def deadline_ns(slo: SLO | None, frame: Frame) -> int | None:
     """When a frame should be on its way out; None without an SLO."""
@@ -21,13 +31,16 @@ def deadline_ns(slo: SLO | None, frame: Frame) -> int | None:
 class Pace:
     """Owns the schedule of one session.
 
-    A late frame moves the schedule back and an early deadline moves it forward again, so the rate
-    is kept after a slip and the latency recovers.
+    A late frame moves the schedule back. An early deadline moves it forward again, and so, slowly,
+    do frames that are all ready before their turn: the rate is kept after a slip, and the latency
+    recovers.
     """
 
     def __init__(self, slo: SLO | None) -> None:
         self._slo = slo
         self._start_ns: int | None = None
+        self._pts_s = 0.0
+        self._early = 0
 
     def turn_ns(self, frame: Frame, now_ns: int) -> int:
         """When a frame should leave if it were the next one; now where nothing holds it."""
@@ -40,5 +53,9 @@ class Pace:
         """How long to hold the next frame, which leaves after that; 0 without an SLO."""
         now_ns = time.perf_counter_ns()
         turn_ns = self.turn_ns(frame, now_ns)
-        self._start_ns = turn_ns - round(frame.pts_s * 1e9)
+        apart_ns = max(0.0, frame.pts_s - self._pts_s) * 1e9
+        self._pts_s = frame.pts_s
+        self._early = self._early + 1 if turn_ns - now_ns > apart_ns / 2 else 0
+        sooner_ns = SOONER * apart_ns if self._early > EARLY_FRAMES else 0.0
+        self._start_ns = turn_ns - round(frame.pts_s * 1e9 + sooner_ns)
         return (turn_ns - now_ns) * 1e-9

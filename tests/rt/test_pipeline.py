@@ -557,6 +557,31 @@ def test_pace_recovers_after_a_slip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(latency <= 300 for latency in latencies[5:])
 
 
+@pytest.mark.parametrize("slip_ms", [0, 300, 1000])
+def test_pace_is_as_early_again_as_before_a_slip(
+    slip_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames at 20 fps in chunks of four, each ready 20 ms after its last frame, one of them late;
+    a budget of 2 s that asks for nothing.
+    """
+    clock = [0]
+    monkeypatch.setattr(rt.pace.time, "perf_counter_ns", lambda: clock[0])
+    pace, picture = rt.pace.Pace(rt.SLO(latency_ms=2000)), scene(1)[0]
+    latencies, left = [], []
+    for i in range(1200):
+        frame = rt.Frame(picture, i, i / 20, i * 50_000_000)
+        ready = (i // 4 * 4 + 3) * 50_000_000 + 20_000_000 + slip_ms * 1_000_000 * (i // 4 == 10)
+        clock[0] = max(clock[0], ready)
+        clock[0] += round(pace.pause_s(frame) * 1e9)
+        left.append(clock[0])
+        latencies.append((clock[0] - frame.captured_ns) / 1e6)
+    path_ms = 170
+    assert max(latencies) == path_ms + slip_ms
+    assert max(latencies[-100:]) <= path_ms + 50
+    # It is never hurried by more than can be seen.
+    assert min(b - a for a, b in pairwise(left)) >= 0.95 * 50e6
+
+
 def test_push_and_pull(pipeline: rt.Pipeline, expected: Pictures) -> None:
     with pipeline.session(prompt=PROMPT) as session:
         out = []
