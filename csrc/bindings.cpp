@@ -203,6 +203,38 @@ void bind_rings(py::module_& m) {
         py::arg("threads"), py::arg("cuda_stream"));
 }
 
+void bind_matrix(py::module_& m) {
+    m.def("matrix_kernels", &matrix_kernel_names);
+
+    m.def(
+        "linear",
+        [](Handle x, Handle weight, Handle bias, Handle residual, Handle gate, bool gelu,
+           const std::string& kernel, Handle out, int threads) {
+            const Argument in("x", x, 0), by("weight", weight, 0), plus("bias", bias, 0);
+            const Optional old("residual", residual, 0), factor("gate", gate, 0);
+            const Argument to("out", out, 0);
+            const Released released;
+            linear(in.array(), by.array(), plus.array(), old.array(), factor.array(), gelu, kernel,
+                   to.array(), where_of(threads, 0));
+        },
+        py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("gate"),
+        py::arg("gelu"), py::arg("kernel"), py::arg("out"), py::arg("threads"));
+
+    m.def(
+        "attention",
+        [](Handle q, Handle k, Handle v, Handle mask, const std::string& kernel, Handle out,
+           int threads) {
+            const Argument query("q", q, 0), key("k", k, 0), value("v", v, 0);
+            const Optional hidden("mask", mask, 0);
+            const Argument to("out", out, 0);
+            const Released released;
+            attention(query.array(), key.array(), value.array(), hidden.array(), kernel, to.array(),
+                      where_of(threads, 0));
+        },
+        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("kernel"),
+        py::arg("out"), py::arg("threads"));
+}
+
 }  // namespace
 }  // namespace sdrt
 
@@ -212,4 +244,5 @@ PYBIND11_MODULE(_C, m) {
     sdrt::bind_pictures(m);
     sdrt::bind_noise(m);
     sdrt::bind_rings(m);
+    sdrt::bind_matrix(m);
 }

@@ -6,6 +6,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "array.h"
 #include "kernels/noise_control.h"
@@ -56,6 +57,13 @@ void philox_normal(const NoiseKey& key, const Array& out, Where where);
 void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_time,
                    const Array& sink_index, const Array& last, const Array& query,
                    const RefreshSinks& rules, Where where);
+
+// Kernels of matrix.h that this processor runs, the best one first.
+std::vector<std::string> matrix_kernel_names();
+void linear(const Array& x, const Array& weight, const Array& bias, const Array* residual,
+            const Array* gate, bool gelu, const std::string& kernel, const Array& out, Where where);
+void attention(const Array& q, const Array& k, const Array& v, const Array* mask,
+               const std::string& kernel, const Array& out, Where where);
 
 // Compute capabilities that the extension was compiled for; empty without CUDA.
 std::string cuda_archs();

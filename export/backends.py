@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export import engines, inductor, plans
 from export import onnx as graphs
+from export.lowering import lower_for_onnxruntime
 from export.onnx import Stored
 from export.options import Made, Options, Progress, Work
 from export.units import PhaseSpec
@@ -43,7 +44,7 @@ def _export_onnx(spec: PhaseSpec, _precision: str, may_ignore: Collection[str]) 
 
 
 def _plan_onnx(graph: graphs.Graph, stored: Mapping[str, Stored]) -> bytes:
-    return graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored)
+    return graphs.attach_weights(lower_for_onnxruntime(graph), stored)
 
 
 def _compile(spec: PhaseSpec, precision: str, may_ignore: Collection[str]) -> inductor.Package:

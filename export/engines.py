@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export import onnx as graphs
 from export import tensorrt
+from export.lowering import write_out_attention
 from export.onnx import PREFIX, Graph, Stored
 from export.options import Made, Progress, Work
 from export.plans import graph_of, may_ignore
@@ -188,7 +188,7 @@ class Making:
             graph = graph_of(spec, may_ignore(phase, spec))
             graph = tensorrt.drop_ignored(graph, may_ignore(phase, spec))
             if unit.kind != "block" or self.work.options.precision == "fp32":
-                graph = graphs.write_out_attention(graph)
+                graph = write_out_attention(graph)
             graph = at_precision(graph, self.work.options.precision)
             if unit.kind == "block" and self.work.options.precision == "fp8":
                 graph = quantised(graph)

@@ -97,34 +97,9 @@ def export_graph(
         model = program.model_proto
     _drop_unused(model, may_ignore)
     _strip(model)
-    _finish(model, OPSET)
+    finish(model, OPSET)
     names = [value.name for value in model.graph.input]
     return Graph(model, tuple(n.removeprefix(PREFIX) for n in names if n.startswith(PREFIX)))
-
-
-def lower_for_onnxruntime(graph: Graph) -> Graph:
-    """Replace our operators by standard ones of opset 24, for ONNX Runtime.
-
-    RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
-    one buffer. RingAttention becomes MatMul, Add, Softmax, MatMul: on the CPU at least as fast as
-    Attention, which also wants the mask at full size.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.domain != DOMAIN:
-            nodes.append(node)
-        elif node.op_type == "RingWrite":
-            nodes.append(helper.make_node("TensorScatter", node.input, node.output, axis=2))
-        elif node.op_type == "RingAttention":
-            nodes += _attention(node)
-        else:
-            raise Error(f"no lowering for operator {DOMAIN}::{node.op_type}")
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _finish(model, OPSET_ONNXRUNTIME)
-    return Graph(model, graph.weights)
 
 
 def attach_weights(graph: Graph, stored: Mapping[str, Stored]) -> bytes:
@@ -276,7 +251,7 @@ def _strip(model: onnx.ModelProto) -> None:
     model.graph.doc_string = model.doc_string = ""
 
 
-def _finish(model: onnx.ModelProto, opset: int) -> None:
+def finish(model: onnx.ModelProto, opset: int) -> None:
     """Shared end of export and lowering: versions, no intermediate shapes, full check by onnx."""
     del model.graph.value_info[:]
     del model.functions[:]
@@ -288,55 +263,3 @@ def _finish(model: onnx.ModelProto, opset: int) -> None:
     model.producer_name, model.producer_version = "streamdiffusion-rt", ""
     model.ir_version = IR_VERSION
     onnx.checker.check_model(model, full_check=not domains)
-
-
-def write_out_attention(graph: Graph) -> Graph:
-    """`graph` with every attention as MatMul, Add, Softmax, MatMul: for shapes and types without a
-    kernel of their own.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type not in ("RingAttention", "Attention"):
-            nodes.append(node)
-            continue
-        if (scale := _scale(node)) != 1.0:
-            name = f"{node.output[0]}.scale"
-            model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, (), [scale]))
-            scaled = f"{node.output[0]}.scaled"
-            nodes.append(helper.make_node("Mul", [node.input[0], name], [scaled]))
-            node.input[0] = scaled
-        nodes += _attention(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return Graph(model, graph.weights)
-
-
-def _scale(node: onnx.NodeProto) -> float:
-    """What an attention multiplies q by. Raises Error for one that leaves it to a default."""
-    if node.op_type == "RingAttention":
-        return 1.0
-    said = [a.f for a in node.attribute if a.name == "scale"]
-    if not said:
-        raise Error(f"attention {node.output[0]} has no scale of its own")
-    return float(said[0])
-
-
-def _attention(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """softmax(q k^T + mask) v for q [B, N, S, K], k and v [B, N, M, K]; the mask may be absent."""
-    query, key, value, *mask = node.input
-    (output,) = node.output
-    parts = ("keys", "score", "masked", "weight")
-    keys, score, masked, weight = (f"{output}.{part}" for part in parts)
-    nodes = [
-        helper.make_node("Transpose", [key], [keys], perm=[0, 1, 3, 2]),
-        helper.make_node("MatMul", [query, keys], [score]),
-    ]
-    if mask:
-        nodes.append(helper.make_node("Add", [score, mask[0]], [masked]))
-    return [
-        *nodes,
-        helper.make_node("Softmax", [masked if mask else score], [weight], axis=-1),
-        helper.make_node("MatMul", [weight, value], [output]),
-    ]

@@ -15,6 +15,7 @@ import numpy as np
 from export import onnx as graphs
 from export import weights
 from export.build import TOLERANCE, check, open_chain
+from export.lowering import lower_for_onnxruntime
 from export.options import Options, Progress
 from export.plans import graph_of, may_ignore
 from export.replay import Arrays
@@ -77,7 +78,7 @@ def _compare(
     for phase, spec in unit.phases.items():
         graph = graph_of(spec, may_ignore(phase, spec))
         path = folder / f"{phase}.onnx"
-        plan = graphs.attach_weights(graphs.lower_for_onnxruntime(graph), stored[unit.name, phase])
+        plan = graphs.attach_weights(lower_for_onnxruntime(graph), stored[unit.name, phase])
         path.write_bytes(plan)
         rows = ROWS if spec.batched else 1
         values: tuple[Binding | StateBinding, ...] = (*spec.inputs, *spec.state)

@@ -26,6 +26,7 @@ from export.replay import Arrays, Clip, Replay, Run
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from rt import devices
 from rt.backends.base import Engine
+from rt.backends.onnxruntime import session_options
 from rt.devices import Device
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
@@ -264,7 +265,7 @@ def as_float(array: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def session(path: Path, threads: int = 2, arena: bool = True) -> onnxruntime.InferenceSession:
     """A plan on the CPU. Without `arena` memory is given back at once, which large units need."""
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if not arena:  # without the layout of the last level, which copies whole pictures
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -13,6 +13,7 @@ its name, what was got and what was expected.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -25,9 +26,18 @@ except ImportError as error:
         f"rt._C is not built or does not load ({error}); "
         "run: pip install -e . (needs a C++20 compiler)"
     ) from None
+if not hasattr(_C, "matrix_kernels"):
+    raise ImportError(
+        "rt._C is older than this source; run: pip install -e . (or setup.py build_ext)"
+    )
 
 Array: TypeAlias = NDArray[Any]
 """A NumPy array, or a device array that describes itself as above."""
+
+
+def extension() -> Path:
+    """The file of the extension, which is also a library of operators for ONNX Runtime."""
+    return Path(_C.__file__)
 
 
 def cuda_archs() -> str:
@@ -371,3 +381,55 @@ def refresh_sinks(
         threads=threads,
         cuda_stream=cuda_stream,
     )
+
+
+def matrix_kernels() -> list[str]:
+    """Names of the kernels for matrix products that this processor runs, the best one first."""
+    names: list[str] = _C.matrix_kernels()
+    return names
+
+
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    residual: Array | None = None,
+    gate: Array | None = None,
+    gelu: bool = False,
+    kernel: str | None = None,
+    threads: int = 0,
+) -> Array:
+    """residual + gate * activation(x weight^T + bias), on the host: the operator of ONNX plans.
+
+    float32 x [B, S, I], weight [O, I], bias [O], residual [B, S, O], gate [B, 1, O] -> [B, S, O].
+    `kernel` is one of `matrix_kernels`, None the best one. Packs the weight on every call.
+    """
+    out = np.empty((*np.shape(x)[:-1], len(weight)), np.float32)
+    kernel = kernel or matrix_kernels()[0]
+    _C.linear(
+        x, weight, bias, residual=residual, gate=gate, gelu=gelu, kernel=kernel, out=out,
+        threads=threads,
+    )  # fmt: skip
+    return out
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    *,
+    kernel: str | None = None,
+    threads: int = 0,
+) -> Array:
+    """softmax(q k^T + mask) v with its heads joined, on the host: the operator of ONNX plans.
+
+    float32 q [B, N, S, K], k and v [B, N, M, K], mask [B, 1, 1, M] of 0 (seen) and -inf, of which
+    every row has a 0 -> [B, S, N*K]. What is hidden is not read. `kernel` as for `linear`.
+    """
+    batch, heads, queries, size = np.shape(q)
+    out = np.empty((batch, queries, heads * size), np.float32)
+    kernel = kernel or matrix_kernels()[0]
+    _C.attention(q, k, v, mask=mask, kernel=kernel, out=out, threads=threads)
+    return out

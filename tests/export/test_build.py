@@ -20,7 +20,7 @@ import micro_engine
 import numpy as np
 import pytest
 from micro_engine import MICRO, build_micro, micro_options, remembered_exports
-from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+from onnxruntime import GraphOptimizationLevel, InferenceSession
 from safetensors import safe_open
 
 from export import build, weights
@@ -31,6 +31,7 @@ from export.staging import PARTIAL
 from export.units import parts_of, wan_chain
 from export.verify import random_inputs, run, run_module, session, twin
 from rt import manifest as records
+from rt.backends.onnxruntime import session_options
 from rt.errors import CheckpointError, ConfigError, Error
 
 
@@ -321,7 +322,7 @@ def test_a_weight_that_is_no_half_is_stored_whole_in_all_blocks(
 
 
 def test_onnxruntime_folds_the_casts_of_half_weights(tiny_engine: Path, tmp_path: Path) -> None:
-    options = SessionOptions()
+    options = session_options()
     options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     InferenceSession(tiny_engine / "block_0.onnx", options, providers=["CPUExecutionProvider"])

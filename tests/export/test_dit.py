@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from export.checkpoints import fill_dit
 from export.formats import dit_from_diffusers
+from export.lowering import standard_operators
 from export.models.dit import Dit, join_heads, modulate, rope_axis, rope_frequencies, rotate
 from export.models.presets import DitConfig
 from export.models.ring import ring_attention, ring_write
-from export.onnx import PREFIX, export_graph, lower_for_onnxruntime
+from export.onnx import PREFIX, export_graph
 from export.random_weights import random_dit
 from rt import ops
 
@@ -413,7 +414,7 @@ def compiled(
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
-        lower_for_onnxruntime(graph).model.SerializeToString(), options
+        standard_operators(graph).model.SerializeToString(), options
     )
     state = module.state_dict()
     weights = {PREFIX + name: state[name].numpy() for name in graph.weights}

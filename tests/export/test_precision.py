@@ -12,7 +12,8 @@ import torch
 from micro_engine import MICRO, MICRO_WAN, SIZE, remembered_exports
 
 from export import onnx as graphs
-from export.onnx import PREFIX, Graph, lower_for_onnxruntime, write_out_attention
+from export.lowering import standard_operators, write_out_attention
+from export.onnx import PREFIX, Graph
 from export.plans import may_ignore
 from export.precision import WIDE_VALUES, at_precision, dtype_of, rounded, weight_facts
 from export.units import PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
@@ -52,7 +53,7 @@ def test_it_is_well_typed_and_its_values_have_the_types_of_the_manifest(
     units: dict[str, UnitSpec], name: str, precision: str
 ) -> None:
     spec, graph = graph_of(units[name])
-    model = lower_for_onnxruntime(at_precision(graph, precision)).model
+    model = standard_operators(at_precision(graph, precision)).model
     onnx.checker.check_model(model, full_check=True)
     types = {
         v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name
@@ -67,7 +68,7 @@ def test_it_is_well_typed_and_its_values_have_the_types_of_the_manifest(
 
 def test_products_are_low_and_normalisations_wide(units: dict[str, UnitSpec]) -> None:
     _, graph = graph_of(units["block_0"])
-    model = lower_for_onnxruntime(at_precision(graph, "bf16")).model
+    model = standard_operators(at_precision(graph, "bf16")).model
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     types = {v.name: v.type.tensor_type.elem_type for v in values}
@@ -93,8 +94,8 @@ def test_onnx_runtime_computes_it_close_to_float32(
     """Every low value rounded as a GPU would; a unit rounds some ten times one after another."""
     spec, graph = graph_of(units[name])
     feeds = feeds_of(spec, graph, name)
-    exact = run(lower_for_onnxruntime(graph).model, feeds)
-    low = lower_for_onnxruntime(at_precision(graph, precision))
+    exact = run(standard_operators(graph).model, feeds)
+    low = standard_operators(at_precision(graph, precision))
     rough = run(rounded(low, precision).model, narrowed(low, feeds, precision))
     worst = max(difference(rough[n], exact[n]) for n in exact)
     assert 0 < worst <= 24 * EPS[precision]
@@ -103,7 +104,7 @@ def test_onnx_runtime_computes_it_close_to_float32(
 def test_half_arithmetic_of_onnx_runtime_agrees(units: dict[str, UnitSpec]) -> None:
     spec, graph = graph_of(units["block_0"])
     feeds = feeds_of(spec, graph, "block_0")
-    low = lower_for_onnxruntime(at_precision(graph, "fp16"))
+    low = standard_operators(at_precision(graph, "fp16"))
     rough = run(rounded(low, "fp16").model, narrowed(low, feeds, "fp16"))
     half = {
         v.name: feeds[v.name].astype(

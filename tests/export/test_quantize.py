@@ -20,8 +20,8 @@ from test_precision import difference, feeds_of, graph_of, narrowed, run
 from export import __main__ as cli
 from export import calibration
 from export.build import TOLERANCE, build_engines, check, open_chain, weights_digest
+from export.lowering import standard_operators
 from export.models.presets import PRESETS
-from export.onnx import lower_for_onnxruntime
 from export.precision import at_precision, rounded, weight_facts
 from export.quantize import E4M3, LARGEST, is_scale, layer_of, narrow_weight, quantised, scale_of
 from export.trial import build_and_delete
@@ -62,7 +62,7 @@ def sizes_of(block: UnitSpec, feeds: dict[str, Any]) -> calibration.Amax:
 def twin(block: UnitSpec, feeds: dict[str, Any], amax: calibration.Amax) -> dict[str, Any]:
     """What ONNX Runtime makes of the quantised graph; its e4m3 weights are constants there."""
     _, graph = graph_of(block)
-    low = lower_for_onnxruntime(quantised(at_precision(graph, "fp8")))
+    low = standard_operators(quantised(at_precision(graph, "fp8")))
     onnx.checker.check_model(low.model, full_check=True)
     feeds = dict(feeds)
     constants = []
@@ -92,9 +92,9 @@ def test_onnx_runtime_computes_it_within_the_tolerance_of_fp8(block: UnitSpec) -
     feeds = feeds_of(spec, graph, "block_0")
     amax = sizes_of(block, feeds)
     assert set(amax) == set(LAYERS)
-    exact = run(lower_for_onnxruntime(graph).model, feeds)
+    exact = run(standard_operators(graph).model, feeds)
     rough = twin(block, feeds, amax)
-    low = lower_for_onnxruntime(at_precision(graph, "bf16"))
+    low = standard_operators(at_precision(graph, "bf16"))
     bf16 = run(rounded(low, "bf16").model, narrowed(low, feeds, "bf16"))
     best = max(difference(bf16[n], exact[n]) for n in exact)
     worst = max(difference(rough[n], exact[n]) for n in exact)

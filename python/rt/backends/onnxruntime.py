@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from .. import ops
 from ..errors import EngineMismatch
 from ..frame import Array
 from ..manifest import Plan
@@ -76,7 +77,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
 
     def __init__(self, threads: int) -> None:
-        self._options = ort.SessionOptions()
+        self._options = session_options()
         self._options.intra_op_num_threads = threads
         self._options.inter_op_num_threads = 1
         self._options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -98,6 +99,13 @@ class OnnxRuntimeBackend:
                 f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
             ) from error
         return OnnxRuntimeEngine(session, plan.file)
+
+
+def session_options() -> ort.SessionOptions:
+    """Options of a session that knows the operators of our domain."""
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(ops.extension()))
+    return options
 
 
 def library_version() -> str:

@@ -1,0 +1,181 @@
+// The kernels of one instruction set; matrix.cpp includes this file once for each, with
+// SDRT_SET      the namespace
+// SDRT_LANES    floats of a vector
+// SDRT_ROWS     rows of the left-hand side whose sums are held in registers
+// No header may be included here, and nothing called that another file could have compiled too: the
+// linker might then keep the version that an older processor cannot run.
+
+namespace sdrt {
+namespace SDRT_SET {
+
+constexpr int kLanes = SDRT_LANES;
+constexpr int kColumns = 2 * kLanes;
+constexpr int64_t kDepth = 256;  // of a panel that is gone through while it is in the nearest cache
+
+typedef float Floats __attribute__((vector_size(4 * SDRT_LANES)));
+typedef int32_t Words __attribute__((vector_size(4 * SDRT_LANES)));
+typedef float Loose __attribute__((vector_size(4 * SDRT_LANES), aligned(4), may_alias));
+
+static inline Floats load(const float* p) {
+    return *reinterpret_cast<const Loose*>(p);
+}
+
+static inline void store(float* p, Floats v) {
+    *reinterpret_cast<Loose*>(p) = v;
+}
+
+static inline Floats larger(Floats a, Floats b) {
+    return a > b ? a : b;
+}
+
+// 2^x for x <= 0, relative error 1e-7, but 2^-126 below -126.
+static inline Floats power_of_two(Floats x) {
+    const Floats magic = Floats{} + 12582912.0f;  // 1.5 * 2^23: its sum is rounded to an integer
+    const Floats held = larger(x, Floats{} - 126.0f);
+    const Floats shifted = held + magic;
+    const Floats f = held - (shifted - magic);
+    Floats p = f * 0.00132764725f + 0.00967554189f;
+    p = p * f + 0.0555071309f;
+    p = p * f + 0.240221202f;
+    p = p * f + 0.693146944f;
+    p = p * f + 1.00000012f;
+    return reinterpret_cast<Floats>(reinterpret_cast<Words>(p) +
+                                    (reinterpret_cast<Words>(shifted) << 23));
+}
+
+// c [R, two vectors] (+)= a [R, depth] times b [depth, two vectors].
+template <int R>
+static inline void tile(const float* a, int64_t lda, const float* b, int64_t depth, float* c,
+                        int64_t ldc, bool more) {
+    Floats left[R], right[R];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        left[r] = more ? load(c + r * ldc) : Floats{};
+        right[r] = more ? load(c + r * ldc + kLanes) : Floats{};
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+        const Floats b0 = load(b + k * kColumns), b1 = load(b + k * kColumns + kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const float x = a[r * lda + k];
+            left[r] += b0 * x;
+            right[r] += b1 * x;
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        store(c + r * ldc, left[r]);
+        store(c + r * ldc + kLanes, right[r]);
+    }
+}
+
+// The same for up to SDRT_ROWS rows.
+template <int R>
+static void tiles(int rows, const float* a, int64_t lda, const float* b, int64_t depth, float* c,
+                  int64_t ldc, bool more) {
+    if constexpr (R > 1) {
+        if (rows < R) return tiles<R - 1>(rows, a, lda, b, depth, c, ldc, more);
+    }
+    tile<R>(a, lda, b, depth, c, ldc, more);
+}
+
+static size_t panel_bytes(int64_t depth) {
+    return depth * kColumns * sizeof(float);
+}
+
+static size_t scratch_bytes(int64_t) {
+    return kTileRows * kColumns * sizeof(float);
+}
+
+static void pack_transposed(const float* const* rows, int count, int64_t depth, char* panel) {
+    auto* out = reinterpret_cast<float*>(panel);
+    for (int64_t k = 0; k < depth; ++k) {
+        for (int j = 0; j < kColumns; ++j) out[k * kColumns + j] = j < count ? rows[j][k] : 0.0f;
+    }
+}
+
+static void pack(const float* const* rows, int64_t begin, int64_t end, int count, int64_t,
+                 char* panel) {
+    auto* out = reinterpret_cast<float*>(panel);
+    for (int64_t k = begin; k < end; ++k) {
+        for (int j = 0; j < kColumns; ++j) out[k * kColumns + j] = j < count ? rows[k][j] : 0.0f;
+    }
+}
+
+// x times the logistic function of 2 sqrt(2 / pi) (x + 0.044715 x^3), in powers of two.
+static inline Floats gelu_of(Floats x) {
+    const Floats z = x * (2.30220818f + 0.102943240f * (x * x));
+    const Floats e = power_of_two(z > 0.0f ? -z : z);
+    return x * (z > 0.0f ? Floats{} + 1.0f : e) / (1.0f + e);
+}
+
+// Columns [first, first + count) of c from `from` [rows, kColumns].
+static void finish_columns(const float* from, int rows, int64_t first, int64_t count,
+                           const Finish& finish, float* c, int64_t ldc) {
+    float wide[4][kColumns] = {};
+    for (int64_t j = 0; j < count; ++j) {
+        wide[0][j] = finish.bias != nullptr ? finish.bias[first + j] : 0.0f;
+        wide[1][j] = finish.gate != nullptr ? finish.gate[first + j] : 1.0f;
+    }
+    for (int r = 0; r < rows; ++r) {
+        float* to = c + r * ldc + first;
+        const float* old = finish.residual != nullptr ? finish.residual + r * ldc + first : nullptr;
+        const bool whole = count == kColumns;
+        for (int64_t j = 0; old != nullptr && !whole && j < count; ++j) wide[2][j] = old[j];
+        for (int j = 0; j < kColumns; j += kLanes) {
+            Floats v = load(from + r * kColumns + j) + load(wide[0] + j);
+            if (finish.gelu) v = gelu_of(v);
+            if (finish.gate != nullptr) v *= load(wide[1] + j);
+            if (old != nullptr) v += load((whole ? old : wide[2]) + j);
+            store((whole ? to : wide[3]) + j, v);
+        }
+        for (int64_t j = 0; !whole && j < count; ++j) to[j] = wide[3][j];
+    }
+}
+
+static void product(const float* a, int64_t lda, int rows, int64_t depth, const char* panels,
+                    int64_t columns, const Finish* finish, float* c, int64_t ldc, char* scratch) {
+    auto* partial = reinterpret_cast<float*>(scratch);
+    for (int64_t first = 0; first < columns; first += kColumns) {
+        const auto* b = reinterpret_cast<const float*>(panels) + first * depth;
+        const int64_t count = columns - first < kColumns ? columns - first : kColumns;
+        const bool direct = finish == nullptr && count == kColumns;
+        float* to = direct ? c + first : partial;
+        const int64_t ld = direct ? ldc : kColumns;
+        for (int64_t k = 0; k < depth; k += kDepth) {
+            const int64_t some = depth - k < kDepth ? depth - k : kDepth;
+            for (int r = 0; r < rows; r += SDRT_ROWS) {
+                const int few = rows - r < SDRT_ROWS ? rows - r : SDRT_ROWS;
+                tiles<SDRT_ROWS>(few, a + r * lda + k, lda, b + k * kColumns, some, to + r * ld, ld,
+                                 k > 0);
+            }
+        }
+        if (!direct)
+            finish_columns(partial, rows, first, count, finish ? *finish : Finish{}, c, ldc);
+    }
+}
+
+static void exponentials(float* x, int64_t ldx, int rows, int64_t count, int64_t padded,
+                         float* scale) {
+    constexpr float kLog2E = 1.44269504f;
+    for (int r = 0; r < rows; ++r) {
+        float* row = x + r * ldx;
+        for (int64_t j = count; j < padded; ++j) row[j] = -__builtin_inff();
+        Floats most = load(row), sum = {};
+        for (int64_t j = kLanes; j < padded; j += kLanes) most = larger(load(row + j), most);
+        float largest = most[0];
+        for (int i = 1; i < kLanes; ++i) largest = most[i] > largest ? most[i] : largest;
+        const float start = largest * kLog2E;
+        for (int64_t j = 0; j < padded; j += kLanes) {
+            const Floats e = power_of_two(load(row + j) * kLog2E - start);
+            store(row + j, e);
+            sum += e;
+        }
+        float total = 0;
+        for (int i = 0; i < kLanes; ++i) total += sum[i];
+        scale[r] = 1.0f / total;
+    }
+}
+
+}  // namespace SDRT_SET
+}  // namespace sdrt

@@ -1,0 +1,229 @@
+"""What becomes of our operators in a graph for ONNX Runtime, or in one for a reference.
+
+`lower_for_onnxruntime` keeps attention to the ring and turns every linear layer into one node, for
+the operators that the extension registers (csrc/onnxruntime_ops.cpp). `standard_operators` writes
+all out in operators of the standard.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import onnx
+from onnx import TensorProto, helper
+
+from export.onnx import DOMAIN, OPSET_ONNXRUNTIME, PREFIX, Graph, finish
+from rt.errors import Error
+
+
+def lower_for_onnxruntime(graph: Graph) -> Graph:
+    """`graph`, float32, with the operators that `rt.backends.onnxruntime` registers.
+
+    RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
+    one buffer. Linear layers and attention become nodes of our own, together with what surrounds
+    them (`_Fusing`).
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    fusing = _Fusing(model)
+    for node in model.graph.node:
+        if node.op_type == "MatMul":
+            fusing.linear(node)
+        elif _is_attention(node):
+            fusing.attention(node)
+        elif node.op_type == "RingWrite":
+            fusing.replace([node], _scatter(node))
+    return _with(model, fusing.nodes(), graph.weights)
+
+
+def standard_operators(graph: Graph) -> Graph:
+    """Replace our operators by standard ones of opset 24, for ONNX Runtime.
+
+    RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
+    one buffer. RingAttention becomes MatMul, Add, Softmax, MatMul: on the CPU at least as fast as
+    Attention, which also wants the mask at full size.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+        elif node.op_type == "RingWrite":
+            nodes.append(_scatter(node))
+        elif node.op_type == "RingAttention":
+            nodes += _attention(node)
+        else:
+            raise Error(f"no lowering for operator {DOMAIN}::{node.op_type}")
+    return _with(model, nodes, graph.weights)
+
+
+def write_out_attention(graph: Graph) -> Graph:
+    """`graph` with every attention as MatMul, Add, Softmax, MatMul: for shapes and types without a
+    kernel of their own.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type not in ("RingAttention", "Attention"):
+            nodes.append(node)
+            continue
+        if (scale := _scale(node)) != 1.0:
+            name = f"{node.output[0]}.scale"
+            model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, (), [scale]))
+            scaled = f"{node.output[0]}.scaled"
+            nodes.append(helper.make_node("Mul", [node.input[0], name], [scaled]))
+            node.input[0] = scaled
+        nodes += _attention(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return Graph(model, graph.weights)
+
+
+class _Fusing:
+    """Groups of nodes of one graph that become one node each, which takes the place of the last."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._all = list(model.graph.node)
+        self._made = {name: node for node in self._all for name in node.output}
+        self._weights = {v.name for v in model.graph.input if v.name.startswith(PREFIX)}
+        uses = Counter(name for node in self._all for name in node.input)
+        self._results = {value.name for value in model.graph.output}
+        uses.update(self._results)
+        self._after = {n: node for node in self._all for n in node.input if uses[n] == 1}
+        self._dropped: set[str] = set()
+        self._new: dict[str, onnx.NodeProto] = {}
+
+    def replace(self, group: Sequence[onnx.NodeProto], node: onnx.NodeProto) -> None:
+        self._dropped.update(old.output[0] for old in group)
+        self._new[group[-1].output[0]] = node
+
+    def nodes(self) -> list[onnx.NodeProto]:
+        """All nodes with the groups replaced, without what nobody reads any more."""
+        kept = [
+            self._new.get(node.output[0], node)
+            for node in self._all
+            if node.output[0] in self._new or node.output[0] not in self._dropped
+        ]
+        read = {name for node in kept for name in node.input} | self._results
+        return [n for n in kept if n.op_type != "Transpose" or n.output[0] in read]
+
+    def linear(self, product: onnx.NodeProto) -> None:
+        """A product with a transposed weight, and its bias; then a GELU (with tanh), or a factor
+        and a sum with what was there before, where they follow.
+        """
+        turned = self._made.get(product.input[1])
+        add = self._after.get(product.output[0])
+        if turned is None or turned.op_type != "Transpose" or turned.input[0] not in self._weights:
+            return
+        if add is None or add.op_type != "Add" or add.input[1] not in self._weights:
+            return
+        group = [product, add]
+        following = self._next(group, "Gelu")
+        gelu = following is not None and _said(following, "approximate") == b"tanh"
+        gate = residual = ""
+        if gelu and following is not None:
+            group.append(following)
+        elif (last := self._residual(group)) is not None:
+            gate, residual = last
+        inputs = [product.input[0], turned.input[0], add.input[1], residual, gate]
+        while not inputs[-1]:
+            inputs.pop()
+        made = helper.make_node("Linear", inputs, group[-1].output, domain=DOMAIN, gelu=int(gelu))
+        self.replace(group, made)
+
+    def _residual(self, group: list[onnx.NodeProto]) -> tuple[str, str] | None:
+        """Gate ("": none) and residual of a layer that ends with `group`, which grows by them."""
+        gate, longer = "", list(group)
+        if (factor := self._next(longer, "Mul")) is not None:
+            gate = _other(factor, longer[-1].output[0])
+            longer.append(factor)
+        total = self._next(longer, "Add")
+        if total is None:
+            return None
+        residual = _other(total, longer[-1].output[0])
+        source = self._made.get(gate)
+        if residual in self._weights or (gate and (source is None or source.op_type != "Split")):
+            return None
+        group[:] = [*longer, total]
+        return gate, residual
+
+    def attention(self, node: onnx.NodeProto) -> None:
+        """Attention and the join of its heads."""
+        group = [node]
+        for kind in ("Transpose", "Reshape"):
+            following = self._next(group, kind)
+            if following is None:
+                raise Error(f"no {kind} joins the heads of attention {node.output[0]}")
+            group.append(following)
+        if _said(group[1], "perm") != [0, 2, 1, 3]:
+            raise Error(f"attention {node.output[0]} is not followed by a join of heads")
+        made = helper.make_node("Attention", node.input, group[-1].output, domain=DOMAIN)
+        self.replace(group, made)
+
+    def _next(self, group: Sequence[onnx.NodeProto], kind: str) -> onnx.NodeProto | None:
+        """The only node that reads the last of `group`, if it is of this kind."""
+        node = self._after.get(group[-1].output[0])
+        return node if node is not None and node.op_type == kind else None
+
+
+def _is_attention(node: onnx.NodeProto) -> bool:
+    """Whether our operator computes it: with q scaled already, and no mask but that of a ring."""
+    if node.op_type == "Attention":
+        return len(node.input) == 3 and _said(node, "scale") == 1.0
+    return node.op_type == "RingAttention"
+
+
+def _other(node: onnx.NodeProto, name: str) -> str:
+    """The input of a node of two that is not `name`."""
+    first, second = node.input
+    return str(second if first == name else first)
+
+
+def _said(node: onnx.NodeProto, attribute: str) -> object:
+    """The value of an attribute, None where the node leaves it to the default."""
+    found = [a for a in node.attribute if a.name == attribute]
+    return helper.get_attribute_value(found[0]) if found else None
+
+
+def _scatter(node: onnx.NodeProto) -> onnx.NodeProto:
+    return helper.make_node("TensorScatter", node.input, node.output, axis=2)
+
+
+def _with(model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: tuple[str, ...]) -> Graph:
+    """`model` with these nodes, checked."""
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    finish(model, OPSET_ONNXRUNTIME)
+    return Graph(model, weights)
+
+
+def _scale(node: onnx.NodeProto) -> float:
+    """What an attention multiplies q by. Raises Error for one that leaves it to a default."""
+    if node.op_type == "RingAttention":
+        return 1.0
+    said = _said(node, "scale")
+    if not isinstance(said, float):
+        raise Error(f"attention {node.output[0]} has no scale of its own")
+    return said
+
+
+def _attention(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """softmax(q k^T + mask) v for q [B, N, S, K], k and v [B, N, M, K]; the mask may be absent."""
+    query, key, value, *mask = node.input
+    (output,) = node.output
+    parts = ("keys", "score", "masked", "weight")
+    keys, score, masked, weight = (f"{output}.{part}" for part in parts)
+    nodes = [
+        helper.make_node("Transpose", [key], [keys], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", [query, keys], [score]),
+    ]
+    if mask:
+        nodes.append(helper.make_node("Add", [score, mask[0]], [masked]))
+    return [
+        *nodes,
+        helper.make_node("Softmax", [masked if mask else score], [weight], axis=-1),
+        helper.make_node("MatMul", [weight, value], [output]),
+    ]

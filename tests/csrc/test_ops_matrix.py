@@ -1,0 +1,145 @@
+"""Linear layers and attention of every kernel that this processor runs, against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from rt import ops
+
+Floats = NDArray[np.float32]
+KERNELS = ops.matrix_kernels()
+FEW = settings(max_examples=25, deadline=None)
+BOUND = {"amx": 2.0**-15}
+"""Of the sum of the absolute products. The kernel `amx` keeps 16 bits of each factor."""
+
+
+def normal(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+def tolerance(kernel: str) -> float:
+    return BOUND.get(kernel, 2.0**-21)
+
+
+def gelu(x: NDArray[Any]) -> NDArray[Any]:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def softmax(x: NDArray[Any]) -> NDArray[Any]:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(
+    st.integers(1, 3), st.integers(1, 70), st.integers(1, 300), st.integers(1, 100),
+    st.booleans(), st.booleans(), st.booleans(),
+)  # fmt: skip
+def test_a_linear_layer_is_what_numpy_says(
+    kernel: str, batch: int, rows: int, inputs: int, outputs: int,
+    with_gelu: bool, with_residual: bool, with_gate: bool,
+) -> None:  # fmt: skip
+    x, weight, bias = normal(1, batch, rows, inputs), normal(2, outputs, inputs), normal(3, outputs)
+    residual = normal(4, batch, rows, outputs) if with_residual else None
+    gate = normal(5, batch, 1, outputs) if with_gate else None
+    got = ops.linear(x, weight, bias, residual=residual, gate=gate, gelu=with_gelu, kernel=kernel)
+    wide = [None if a is None else a.astype(np.float64) for a in (x, weight, bias, residual, gate)]
+    x64, w64, b64, r64, g64 = wide
+    assert x64 is not None
+    assert w64 is not None
+    y = x64 @ w64.T + b64
+    y = gelu(y) if with_gelu else y
+    y = y if g64 is None else y * g64
+    y = y if r64 is None else y + r64
+    size = 4 + np.abs(x64) @ np.abs(w64.T)  # GELU's slope is at most 1.13
+    factor = 1.0 if g64 is None else 1 + np.abs(g64)
+    assert (np.abs(got - y) <= 2 * tolerance(kernel) * size * factor).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 70), st.integers(1, 600),
+    st.integers(1, 70), st.integers(0, 99), st.booleans(),
+)  # fmt: skip
+def test_attention_is_what_numpy_says(
+    kernel: str, batch: int, heads: int, queries: int, keys: int, size: int, seed: int, hide: bool
+) -> None:
+    q = normal(seed, batch, heads, queries, size) * np.float32(2 / size**0.5)
+    k, v = normal(seed + 1, batch, heads, keys, size), normal(seed + 2, batch, heads, keys, size)
+    hidden = np.random.default_rng(seed).random((batch, 1, 1, keys)) < 0.5
+    hidden[..., seed % keys] = False
+    mask = np.where(hidden, -np.inf, 0).astype(np.float32) if hide else None
+    got = ops.attention(q, k, v, mask, kernel=kernel)
+    score = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)
+    weight = softmax(score if mask is None else score + mask)
+    expected = (weight @ v.astype(np.float64)).swapaxes(1, 2).reshape(got.shape)
+    reach = (np.abs(q).astype(np.float64) @ np.abs(k).swapaxes(-1, -2)).max() + 4
+    assert np.abs(got - expected).max() <= 2 * tolerance(kernel) * reach * np.abs(v).max()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(st.integers(1, 70), st.integers(2, 300), st.integers(1, 40), st.integers(0, 99))
+def test_hidden_keys_are_not_read_and_neighbours_and_threads_change_no_bit(
+    kernel: str, queries: int, keys: int, size: int, seed: int
+) -> None:
+    q, k, v = (normal(seed, 3, 2, n, size) for n in (queries, keys, keys))
+    mask = np.zeros((3, 1, 1, keys), np.float32)
+    mask[1, ..., : keys // 2] = -np.inf
+    expected = ops.attention(q, k, v, mask, kernel=kernel, threads=1)
+    k[1, :, : keys // 2], v[1, :, : keys // 2] = np.nan, np.inf
+    assert np.array_equal(ops.attention(q, k, v, mask, kernel=kernel, threads=3), expected)
+    for row in range(3):
+        alone = (np.ascontiguousarray(a[row : row + 1]) for a in (q, k, v, mask))
+        got = ops.attention(*alone, kernel=kernel, threads=2)
+        assert np.array_equal(got, expected[row : row + 1])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 70), st.booleans())
+def test_a_row_of_a_layer_has_its_bits_in_any_batch(
+    kernel: str, rows: int, inputs: int, outputs: int, with_gelu: bool
+) -> None:
+    x, weight, bias = normal(1, 3, rows, inputs), normal(2, outputs, inputs), normal(3, outputs)
+    gate = normal(4, 3, 1, outputs)
+    expected = ops.linear(x, weight, bias, gate=gate, gelu=with_gelu, kernel=kernel, threads=3)
+    for row in range(3):
+        one = slice(row, row + 1)
+        got = ops.linear(
+            x[one], weight, bias, gate=gate[one], gelu=with_gelu, kernel=kernel, threads=1
+        )
+        assert np.array_equal(got, expected[one])
+
+
+def test_far_scores_neither_overflow_nor_vanish() -> None:
+    """exp far below its range is nothing; the largest score decides, wherever it stands."""
+    q, v = np.ones((1, 1, 1, 1), np.float32), np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1)
+    for kernel in KERNELS:
+        for scores in ([-1e4, 3e4, -3e4, 0.0], [-500.0, -400.0, -450.0, -500.0]):
+            k = np.float32(scores).reshape(1, 1, 4, 1)
+            assert ops.attention(q, k, v, kernel=kernel).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    q, k = np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 2, 5, 4), np.float32)
+    with pytest.raises(ValueError, match="kernel"):
+        ops.attention(q, k, k, kernel="abacus")
+    for wrong in (k[:, :1], k[..., :3], k.astype(np.float64), k[:, :, ::2]):
+        with pytest.raises(ValueError, match="v"):
+            ops.attention(q, k, wrong)
+    with pytest.raises(ValueError, match="mask"):
+        ops.attention(q, k, k, np.zeros((1, 5), np.float32))
+    x, weight, bias = q[0], np.zeros((6, 4), np.float32), np.zeros(6, np.float32)
+    with pytest.raises(ValueError, match="bias"):
+        ops.linear(x, weight, bias[:5])
+    with pytest.raises(ValueError, match="gate"):
+        ops.linear(x, weight, bias, gate=np.zeros((1, 1, 6), np.float32))
