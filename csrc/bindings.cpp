@@ -221,6 +221,32 @@ void bind_matrix(py::module_& m) {
         py::arg("gelu"), py::arg("kernel"), py::arg("out"), py::arg("threads"));
 
     m.def(
+        "modulate",
+        [](Handle x, Handle scale, Handle shift, double eps, const std::string& kernel, Handle out,
+           int threads) {
+            const Argument in("x", x, 0), by("scale", scale, 0), plus("shift", shift, 0);
+            const Argument to("out", out, 0);
+            const Released released;
+            modulate(in.array(), by.array(), plus.array(), eps, kernel, to.array(),
+                     where_of(threads, 0));
+        },
+        py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("eps"), py::arg("kernel"),
+        py::arg("out"), py::arg("threads"));
+
+    m.def(
+        "split_heads",
+        [](Handle x, Handle weight, Handle rope, double eps, double factor,
+           const std::string& kernel, Handle out, int threads) {
+            const Argument in("x", x, 0), by("weight", weight, 0), to("out", out, 0);
+            const Optional turns("rope", rope, 0);
+            const Released released;
+            split_heads(in.array(), by.array(), turns.array(), eps, factor, kernel, to.array(),
+                        where_of(threads, 0));
+        },
+        py::arg("x"), py::arg("weight"), py::arg("rope"), py::arg("eps"), py::arg("factor"),
+        py::arg("kernel"), py::arg("out"), py::arg("threads"));
+
+    m.def(
         "attention",
         [](Handle q, Handle k, Handle v, Handle mask, const std::string& kernel, Handle out,
            int threads) {

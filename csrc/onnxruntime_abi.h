@@ -34,6 +34,7 @@ enum Function : int {
     kGetDimensionsCount = 61,
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
+    kKernelInfoGetAttributeFloat = 85,
     kKernelInfoGetAttributeInt = 86,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,

@@ -1,8 +1,12 @@
-// Two operators for ONNX Runtime, domain "sdrt", found in this extension by its
+// Operators for ONNX Runtime, domain "sdrt", found in this extension by its
 // `register_custom_ops_library`:
 //     Attention(q [B, N, S, K], k, v [B, N, M, K], mask? [B, 1, 1, M]) -> [B, S, N*K]
 //     Linear(x [B, ..., I], weight [O, I], bias [O], residual? [B, ..., O], gate? [B, 1, O]; gelu)
 //         -> residual + gate * activation(x weight^T + bias) [B, ..., O]; weights are constants
+//     Modulate(x [B, S, D], scale, shift [B, 1, D]; eps) -> layer norm of x, times 1 + scale, plus
+//     shift Heads(x [B, S, N*K], weight [N*K], rope? [B, 2, S, K/2]; heads, eps, factor) -> [B, N,
+//     S, K]
+//         normalised by its root mean square, pairs turned by rope's cosines and sines
 // They run on the threads of the session.
 #include <functional>
 #include <memory>
@@ -172,6 +176,65 @@ class LinearKernel {
     std::unique_ptr<Linear> linear_;
 };
 
+class ModulateKernel {
+  public:
+    ModulateKernel(Library library, const Info* info) : library_(library) {
+        library.call(kKernelInfoGetAttributeFloat, info, "eps", &eps_);
+    }
+
+    void compute(Context* context) {
+        const Value *x = library_.input(context, 0), *scale = library_.input(context, 1);
+        const Value* shift = library_.input(context, 2);
+        const std::vector<int64_t> shape = library_.shape(x);
+        if (shape.size() != 3 ||
+            library_.shape(scale) != std::vector{shape[0], int64_t{1}, shape[2]} ||
+            library_.shape(shift) != library_.shape(scale)) {
+            library_.refuse("sdrt::Modulate: x, scale and shift do not fit together");
+        }
+        modulate(*matrix_kernels().front(), library_.floats(x), shape[0], shape[1], shape[2], eps_,
+                 library_.floats(scale), library_.floats(shift), library_.output(context, shape),
+                 library_.threads(context));
+    }
+
+  private:
+    Library library_;
+    float eps_ = 0;
+};
+
+class HeadsKernel {
+  public:
+    HeadsKernel(Library library, const Info* info) : library_(library) {
+        library.call(kKernelInfoGetAttributeInt, info, "heads", &heads_);
+        library.call(kKernelInfoGetAttributeFloat, info, "eps", &eps_);
+        library.call(kKernelInfoGetAttributeFloat, info, "factor", &factor_);
+    }
+
+    void compute(Context* context) {
+        const Value *x = library_.input(context, 0), *weight = library_.input(context, 1);
+        const Value* rope = library_.input(context, 2);
+        const std::vector<int64_t> shape = library_.shape(x);
+        if (heads_ < 1 || shape.size() != 3 || shape[2] % heads_ != 0 ||
+            library_.shape(weight) != std::vector{shape[2]}) {
+            library_.refuse("sdrt::Heads: x, weight and heads do not fit together");
+        }
+        const int64_t size = shape[2] / heads_;
+        if (rope != nullptr &&
+            library_.shape(rope) != std::vector{shape[0], int64_t{2}, shape[1], size / 2}) {
+            library_.refuse("sdrt::Heads: rope is not [B, 2, S, K/2]");
+        }
+        split_heads(*matrix_kernels().front(), {shape[0], shape[1], heads_, size, eps_, factor_},
+                    library_.floats(x), library_.floats(weight),
+                    rope == nullptr ? nullptr : library_.floats(rope),
+                    library_.output(context, {shape[0], heads_, shape[1], size}),
+                    library_.threads(context));
+    }
+
+  private:
+    Library library_;
+    int64_t heads_ = 1;
+    float eps_ = 0, factor_ = 1;
+};
+
 // The description of an operator: `Kernel`, with so many inputs, which may be absent from
 // `kFirstOptional` on.
 template <typename Kernel, size_t kInputs, size_t kFirstOptional>
@@ -228,6 +291,10 @@ extern "C" __attribute__((visibility("default"))) sdrt::ort::Status* RegisterCus
         described<AttentionKernel, 4, 3>([](const CustomOp*) { return "Attention"; });
     static const CustomOp linear =
         described<LinearKernel, 5, 3>([](const CustomOp*) { return "Linear"; });
+    static const CustomOp modulation =
+        described<ModulateKernel, 3, 3>([](const CustomOp*) { return "Modulate"; });
+    static const CustomOp heads =
+        described<HeadsKernel, 3, 2>([](const CustomOp*) { return "Heads"; });
     Api* api = base->get(kVersion);
     if (api == nullptr) return nullptr;  // it has said why, and will not know the operators
     const Library library(api);
@@ -235,8 +302,9 @@ extern "C" __attribute__((visibility("default"))) sdrt::ort::Status* RegisterCus
         static Domain* const domain = [&] {  // one for all sessions, which point to it
             Domain* made = nullptr;
             library.call(kCreateCustomOpDomain, "sdrt", &made);
-            library.call(kCustomOpDomainAdd, made, &attention);
-            library.call(kCustomOpDomainAdd, made, &linear);
+            for (const CustomOp* op : {&attention, &linear, &modulation, &heads}) {
+                library.call(kCustomOpDomainAdd, made, op);
+            }
             return made;
         }();
         library.call(kAddCustomOpDomain, options, domain);

@@ -65,6 +65,11 @@ void linear(const Array& x, const Array& weight, const Array& bias, const Array*
 void attention(const Array& q, const Array& k, const Array& v, const Array* mask,
                const std::string& kernel, const Array& out, Where where);
 
+void modulate(const Array& x, const Array& scale, const Array& shift, double eps,
+              const std::string& kernel, const Array& out, Where where);
+void split_heads(const Array& x, const Array& weight, const Array* rope, double eps, double factor,
+                 const std::string& kernel, const Array& out, Where where);
+
 // Compute capabilities that the extension was compiled for; empty without CUDA.
 std::string cuda_archs();
 

@@ -67,6 +67,38 @@ void linear(const Array& x, const Array& weight, const Array& bias, const Array*
           loop_of(where.threads));
 }
 
+void modulate(const Array& x, const Array& scale, const Array& shift, double eps,
+              const std::string& kernel, const Array& out, Where where) {
+    check_threads(where.threads);
+    const MatrixKernel& chosen = kernel_called(kernel);
+    check_floats("x", x, {kAny, kAny, kAny});
+    check_floats("scale", scale, {x.shape[0], 1, x.shape[2]});
+    check_floats("shift", shift, {x.shape[0], 1, x.shape[2]});
+    check_floats("out", out, {x.shape[0], x.shape[1], x.shape[2]});
+    check_writable("out", out);
+    modulate(chosen, floats(x), x.shape[0], x.shape[1], x.shape[2], static_cast<float>(eps),
+             floats(scale), floats(shift), floats(out), loop_of(where.threads));
+}
+
+void split_heads(const Array& x, const Array& weight, const Array* rope, double eps, double factor,
+                 const std::string& kernel, const Array& out, Where where) {
+    check_threads(where.threads);
+    const MatrixKernel& chosen = kernel_called(kernel);
+    check_floats("out", out, {kAny, kAny, kAny, kAny});
+    const int64_t batch = out.shape[0], heads = out.shape[1], tokens = out.shape[2];
+    const int64_t size = out.shape[3];
+    check_floats("x", x, {batch, tokens, heads * size});
+    check_floats("weight", weight, {heads * size});
+    if (rope != nullptr) {
+        check_range("head size modulo 2", static_cast<double>(size % 2), 0, 0);
+        check_floats("rope", *rope, {batch, 2, tokens, size / 2});
+    }
+    check_writable("out", out);
+    split_heads(chosen,
+                {batch, tokens, heads, size, static_cast<float>(eps), static_cast<float>(factor)},
+                floats(x), floats(weight), floats(rope), floats(out), loop_of(where.threads));
+}
+
 void attention(const Array& q, const Array& k, const Array& v, const Array* mask,
                const std::string& kernel, const Array& out, Where where) {
     check_threads(where.threads);

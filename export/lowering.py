@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx import DOMAIN, OPSET_ONNXRUNTIME, PREFIX, Graph, finish
 from rt.errors import Error
@@ -32,6 +32,10 @@ def lower_for_onnxruntime(graph: Graph) -> Graph:
             fusing.linear(node)
         elif _is_attention(node):
             fusing.attention(node)
+        elif node.op_type == "LayerNormalization":
+            fusing.modulation(node)
+        elif node.op_type == "RMSNormalization":
+            fusing.heads(node)
         elif node.op_type == "RingWrite":
             fusing.replace([node], _scatter(node))
     return _with(model, fusing.nodes(), graph.weights)
@@ -88,6 +92,7 @@ class _Fusing:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._all = list(model.graph.node)
         self._made = {name: node for node in self._all for name in node.output}
+        self._constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self._weights = {v.name for v in model.graph.input if v.name.startswith(PREFIX)}
         uses = Counter(name for node in self._all for name in node.input)
         self._results = {value.name for value in model.graph.output}
@@ -108,7 +113,9 @@ class _Fusing:
             if node.output[0] in self._new or node.output[0] not in self._dropped
         ]
         read = {name for node in kept for name in node.input} | self._results
-        return [n for n in kept if n.op_type != "Transpose" or n.output[0] in read]
+        # What fed only replaced nodes has no reader left: turned weights, 1 + scale, parts of rope.
+        idle = {"Transpose", "Add", "Gather"}
+        return [n for n in kept if n.op_type not in idle or n.output[0] in read]
 
     def linear(self, product: onnx.NodeProto) -> None:
         """A product with a transposed weight, and its bias; then a GELU (with tanh), or a factor
@@ -162,6 +169,84 @@ class _Fusing:
             raise Error(f"attention {node.output[0]} is not followed by a join of heads")
         made = helper.make_node("Attention", node.input, group[-1].output, domain=DOMAIN)
         self.replace(group, made)
+
+    def modulation(self, norm: onnx.NodeProto) -> None:
+        """A layer normalisation without weights, times 1 + a scale, plus a shift, where both are
+        parts of one value per row.
+        """
+        group = [norm]
+        for kind in ("Mul", "Add"):
+            following = self._next(group, kind)
+            if following is None:
+                return
+            group.append(following)
+        shift = _other(group[2], group[1].output[0])
+        one_more = self._made.get(_other(group[1], norm.output[0]))
+        plain = len(norm.input) == 2 and self._is(norm.input[1], 1.0)
+        if not plain or one_more is None or one_more.op_type != "Add":
+            return
+        if not self._is(one_more.input[1], 1.0):
+            return
+        parts = [self._made.get(name) for name in (one_more.input[0], shift)]
+        if any(part is None or part.op_type != "Split" for part in parts):
+            return
+        made = helper.make_node(
+            "Modulate",
+            [norm.input[0], one_more.input[0], shift],
+            group[-1].output,
+            domain=DOMAIN,
+            eps=_said(norm, "epsilon"),
+        )
+        self.replace(group, made)
+
+    def heads(self, norm: onnx.NodeProto) -> None:
+        """RMS normalisation and the split of its heads; then a rotation, and a constant factor,
+        where they follow.
+        """
+        group = [norm]
+        for kind in ("Reshape", "Transpose"):
+            following = self._next(group, kind)
+            if following is None:
+                return
+            group.append(following)
+        shape = self._constants.get(group[1].input[1])
+        if shape is None or len(shape) != 4 or _said(group[2], "perm") != [0, 2, 1, 3]:
+            return
+        inputs, factor = [norm.input[0], norm.input[1]], 1.0
+        if (turned := self._next(group, "RotaryEmbedding")) is not None:
+            inputs.append(self._rope(turned))
+            group.append(turned)
+        times = self._next(group, "Mul")
+        if times is not None and times.input[1] in self._constants:
+            factor = float(self._constants[times.input[1]])
+            group.append(times)
+        made = helper.make_node(
+            "Heads",
+            inputs,
+            group[-1].output,
+            domain=DOMAIN,
+            heads=int(shape[2]),
+            eps=_said(norm, "epsilon"),
+            factor=factor,
+        )
+        self.replace(group, made)
+
+    def _rope(self, turned: onnx.NodeProto) -> str:
+        """The value [B, 2, S, K/2] whose halves are the cosines and sines of a rotation."""
+        sources = set()
+        for place, name in enumerate(turned.input[1:3]):
+            half = self._made.get(name)
+            if half is None or half.op_type != "Gather" or _said(half, "axis") != 1:
+                raise Error(f"rotation {turned.output[0]} is not fed by the halves of one value")
+            if not self._is(half.input[1], place):
+                raise Error(f"rotation {turned.output[0]} takes its halves in another order")
+            sources.add(str(half.input[0]))
+        (source,) = sources
+        return source
+
+    def _is(self, name: str, value: float) -> bool:
+        """Whether `name` is a constant of this value throughout."""
+        return name in self._constants and bool((self._constants[name] == value).all())
 
     def _next(self, group: Sequence[onnx.NodeProto], kind: str) -> onnx.NodeProto | None:
         """The only node that reads the last of `group`, if it is of this kind."""

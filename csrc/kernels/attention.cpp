@@ -124,6 +124,35 @@ void Linear::operator()(const float* x, int64_t groups, int64_t rows, const floa
     });
 }
 
+void modulate(const MatrixKernel& kernel, const float* x, int64_t groups, int64_t rows,
+              int64_t width, float eps, const float* scale, const float* shift, float* y,
+              const Loop& loop) {
+    const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+    loop(groups * tiles, [&](int64_t task) {
+        const int64_t group = task / tiles, start = task % tiles * kTileRows;
+        const int few = static_cast<int>(std::min<int64_t>(kTileRows, rows - start));
+        const int64_t offset = (group * rows + start) * width;
+        kernel.modulate(x + offset, few, width, eps, scale + group * width, shift + group * width,
+                        y + offset);
+    });
+}
+
+void split_heads(const MatrixKernel& kernel, const Heads& s, const float* x, const float* weight,
+                 const float* rope, float* y, const Loop& loop) {
+    const int64_t tiles = (s.tokens + kTileRows - 1) / kTileRows;
+    const int64_t pairs = s.size / 2, width = s.heads * s.size;
+    loop(s.batch * tiles, [&](int64_t task) {
+        const int64_t b = task / tiles, start = task % tiles * kTileRows;
+        for (int64_t t = start; t < std::min(start + kTileRows, s.tokens); ++t) {
+            const float* cosine = rope == nullptr ? nullptr : rope + (2 * b * s.tokens + t) * pairs;
+            const float* sine = rope == nullptr ? nullptr : cosine + s.tokens * pairs;
+            kernel.split_heads(x + (b * s.tokens + t) * width, s.heads, s.size, s.eps, weight,
+                               cosine, sine, s.factor, y + (b * s.heads * s.tokens + t) * s.size,
+                               s.tokens * s.size);
+        }
+    });
+}
+
 void attention(const MatrixKernel& kernel, const AttentionShape& s, const float* q, const float* k,
                const float* v, const float* mask, float* out, Room& room, const Loop& loop) {
     const std::vector<Seen> seen = seen_by(kernel, s, mask);

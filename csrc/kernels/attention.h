@@ -47,6 +47,21 @@ class Linear {
     char* panels_;
 };
 
+// Layer normalisation, scale and shift of x [groups, rows, width]; scale and shift [groups, width].
+void modulate(const MatrixKernel& kernel, const float* x, int64_t groups, int64_t rows,
+              int64_t width, float eps, const float* scale, const float* shift, float* y,
+              const Loop& loop);
+
+struct Heads {
+    int64_t batch, tokens, heads, size;
+    float eps, factor;
+};
+
+// x [B, S, N*K] -> y [B, N, S, K], as MatrixKernel::split_heads has it for one row. `rope` [B, 2,
+// S, K/2] holds cosines, then sines; null: nothing is turned.
+void split_heads(const MatrixKernel& kernel, const Heads& shape, const float* x,
+                 const float* weight, const float* rope, float* y, const Loop& loop);
+
 struct AttentionShape {
     int64_t batch, heads, queries, keys, size;
 };

@@ -49,10 +49,10 @@
 
 namespace sdrt {
 
-#define SDRT_KERNEL(set)                                                                      \
-    static const MatrixKernel k_##set = {                                                     \
-        #set,      set::kColumns, set::panel_bytes, set::scratch_bytes, set::pack_transposed, \
-        set::pack, set::product,  set::exponentials}
+#define SDRT_KERNEL(set)                                                                       \
+    static const MatrixKernel k_##set = {                                                      \
+        #set,      set::kColumns, set::panel_bytes,  set::scratch_bytes, set::pack_transposed, \
+        set::pack, set::product,  set::exponentials, set::modulate,      set::split_heads}
 
 SDRT_KERNEL(portable);
 #if defined(SDRT_X86_SETS)
@@ -68,8 +68,8 @@ static void amx_product(const float* a, int64_t lda, int rows, int64_t depth, co
 
 static_assert(avx512::kColumns == amx::kColumns);
 static const MatrixKernel k_amx = {
-    "amx",     amx::kColumns, amx::panel_bytes,    amx::scratch_bytes, amx::pack_transposed,
-    amx::pack, amx_product,   avx512::exponentials};
+    "amx",     amx::kColumns, amx::panel_bytes,     amx::scratch_bytes, amx::pack_transposed,
+    amx::pack, amx_product,   avx512::exponentials, avx512::modulate,   avx512::split_heads};
 #endif
 
 std::vector<const MatrixKernel*> matrix_kernels() {

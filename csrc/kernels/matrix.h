@@ -50,6 +50,17 @@ struct MatrixKernel {
     void (*exponentials)(float* x, int64_t ldx, int rows, int64_t count, int64_t padded,
                          float* scale);
 
+    // y = layer normalisation of x [rows, width], without weights, times 1 + scale, plus shift.
+    void (*modulate)(const float* x, int rows, int64_t width, float eps, const float* scale,
+                     const float* shift, float* y);
+
+    // One row: x [heads * size], normalised by its root mean square and multiplied by `weight`,
+    // then every complex pair turned by cosine and sine [size / 2] (null: not turned), times
+    // `factor`. Head n goes to y + n * stride.
+    void (*split_heads)(const float* x, int64_t heads, int64_t size, float eps, const float* weight,
+                        const float* cosine, const float* sine, float factor, float* y,
+                        int64_t stride);
+
     int64_t panels(int64_t n) const { return (n + columns - 1) / columns; }
 };
 

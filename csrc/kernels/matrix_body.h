@@ -177,5 +177,61 @@ static void exponentials(float* x, int64_t ldx, int rows, int64_t count, int64_t
     }
 }
 
+static inline float total_of(Floats v) {
+    float total = 0;
+    for (int i = 0; i < kLanes; ++i) total += v[i];
+    return total;
+}
+
+static void modulate(const float* x, int rows, int64_t width, float eps, const float* scale,
+                     const float* shift, float* y) {
+    const int64_t whole = width - width % kLanes;
+    for (int r = 0; r < rows; ++r, x += width, y += width) {
+        Floats sums = {}, squares = {};
+        float sum = 0, square = 0;
+        for (int64_t j = 0; j < whole; j += kLanes) sums += load(x + j);
+        for (int64_t j = whole; j < width; ++j) sum += x[j];
+        const float mean = (total_of(sums) + sum) / static_cast<float>(width);
+        for (int64_t j = 0; j < whole; j += kLanes) {
+            const Floats d = load(x + j) - mean;
+            squares += d * d;
+        }
+        for (int64_t j = whole; j < width; ++j) square += (x[j] - mean) * (x[j] - mean);
+        const float variance = (total_of(squares) + square) / static_cast<float>(width);
+        const float factor = 1.0f / __builtin_sqrtf(variance + eps);
+        for (int64_t j = 0; j < whole; j += kLanes) {
+            const Floats normal = (load(x + j) - mean) * factor;
+            store(y + j, normal * (1.0f + load(scale + j)) + load(shift + j));
+        }
+        for (int64_t j = whole; j < width; ++j) {
+            y[j] = (x[j] - mean) * factor * (1.0f + scale[j]) + shift[j];
+        }
+    }
+}
+
+static void split_heads(const float* x, int64_t heads, int64_t size, float eps, const float* weight,
+                        const float* cosine, const float* sine, float factor, float* y,
+                        int64_t stride) {
+    const int64_t width = heads * size, whole = width - width % kLanes;
+    Floats squares = {};
+    float square = 0;
+    for (int64_t j = 0; j < whole; j += kLanes) squares += load(x + j) * load(x + j);
+    for (int64_t j = whole; j < width; ++j) square += x[j] * x[j];
+    const float mean = (total_of(squares) + square) / static_cast<float>(width);
+    factor /= __builtin_sqrtf(mean + eps);
+    for (int64_t n = 0; n < heads; ++n, x += size, weight += size, y += stride) {
+        if (cosine == nullptr) {
+            for (int64_t i = 0; i < size; ++i) y[i] = x[i] * weight[i] * factor;
+            continue;
+        }
+        for (int64_t p = 0; p < size / 2; ++p) {
+            const float real = x[2 * p] * weight[2 * p] * factor;
+            const float imaginary = x[2 * p + 1] * weight[2 * p + 1] * factor;
+            y[2 * p] = real * cosine[p] - imaginary * sine[p];
+            y[2 * p + 1] = real * sine[p] + imaginary * cosine[p];
+        }
+    }
+}
+
 }  // namespace SDRT_SET
 }  // namespace sdrt

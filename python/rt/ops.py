@@ -433,3 +433,37 @@ def attention(
     kernel = kernel or matrix_kernels()[0]
     _C.attention(q, k, v, mask=mask, kernel=kernel, out=out, threads=threads)
     return out
+
+
+def modulate(
+    x: Array, scale: Array, shift: Array, *, eps: float, kernel: str | None = None, threads: int = 0
+) -> Array:
+    """Layer normalisation of x [B, S, D] without weights, times 1 + scale, plus shift [B, 1, D]; on
+    the host, float32: the operator of ONNX plans. `kernel` as for `linear`.
+    """
+    out = np.empty(np.shape(x), np.float32)
+    kernel = kernel or matrix_kernels()[0]
+    _C.modulate(x, scale, shift, eps=eps, kernel=kernel, out=out, threads=threads)
+    return out
+
+
+def split_heads(
+    x: Array,
+    weight: Array,
+    rope: Array | None = None,
+    *,
+    heads: int,
+    eps: float,
+    factor: float = 1.0,
+    kernel: str | None = None,
+    threads: int = 0,
+) -> Array:
+    """x [B, S, N*K] normalised by its root mean square, times weight [N*K] and `factor`, complex
+    pairs (2p, 2p+1) turned by rope [B, 2, S, K/2] (cosines, sines) -> [B, N, S, K]; on the host,
+    float32: the operator of ONNX plans. `kernel` as for `linear`.
+    """
+    batch, tokens, width = np.shape(x)
+    out = np.empty((batch, heads, tokens, width // heads), np.float32)
+    kernel = kernel or matrix_kernels()[0]
+    _C.split_heads(x, weight, rope, eps=eps, factor=factor, kernel=kernel, out=out, threads=threads)
+    return out

@@ -120,6 +120,46 @@ def test_a_row_of_a_layer_has_its_bits_in_any_batch(
         assert np.array_equal(got, expected[one])
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(st.integers(1, 3), st.integers(1, 70), st.integers(2, 300), st.integers(0, 99))
+def test_modulation_is_what_numpy_says(
+    kernel: str, batch: int, rows: int, width: int, seed: int
+) -> None:
+    x = normal(seed, batch, rows, width) * np.float32(3) + np.float32(2)
+    scale, shift = normal(seed + 1, batch, 1, width), normal(seed + 2, batch, 1, width)
+    got = ops.modulate(x, scale, shift, eps=1e-6, kernel=kernel)
+    wide = x.astype(np.float64)
+    plain = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    size = (np.abs(plain) + np.abs(wide).max() / wide.std(-1, keepdims=True)) * (1 + np.abs(scale))
+    error = np.abs(got - (plain * (1 + scale.astype(np.float64)) + shift))
+    assert (error <= 2.0**-20 * (size + np.abs(shift))).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@FEW
+@given(
+    st.integers(1, 3), st.integers(1, 70), st.integers(1, 4), st.integers(1, 40), st.booleans(),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_split_heads_is_what_numpy_says(
+    kernel: str, batch: int, tokens: int, heads: int, pairs: int, turned: bool, seed: int
+) -> None:
+    x, weight = normal(seed, batch, tokens, heads * 2 * pairs), normal(seed, heads * 2 * pairs)
+    angle = normal(seed, batch, tokens, pairs)
+    rope = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    got = ops.split_heads(
+        x, weight, rope if turned else None, heads=heads, eps=1e-6, factor=0.125, kernel=kernel
+    )
+    wide = x.astype(np.float64)
+    y = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight * 0.125
+    y = y.reshape(batch, tokens, heads, pairs, 2).swapaxes(1, 2)
+    y = y[..., 0] + 1j * y[..., 1]  # [B, N, S, pairs]
+    y = y * (rope[:, None, 0] + 1j * rope[:, None, 1]) if turned else y
+    expected = np.stack([y.real, y.imag], axis=-1).reshape(got.shape)
+    assert np.abs(got - expected).max() <= 2.0**-20 * max(1.0, np.abs(y).max())
+
+
 def test_far_scores_neither_overflow_nor_vanish() -> None:
     """exp far below its range is nothing; the largest score decides, wherever it stands."""
     q, v = np.ones((1, 1, 1, 1), np.float32), np.arange(4, dtype=np.float32).reshape(1, 1, 4, 1)
