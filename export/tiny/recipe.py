@@ -3,7 +3,7 @@
 The weights of the repository came about in pieces on a busy two-core CPU, in four hours. The VAE:
 3000 steps, then on to 6500 at the rates of this recipe. The DiT: 4650 steps over an earlier VAE;
 then, twice, patches of the old latents were mapped to those of the new ones by least squares and
-the maps folded into entry and exit; 1500 steps followed the first time and 3600, on 480 clips, the
+the maps folded into entry and exit; 1500 steps followed the first time and 7200, on 480 clips, the
 second. A run of this recipe does it in one piece.
 """
 
@@ -38,7 +38,7 @@ class DitRecipe:
     `crop` x `crop` cells; every third one trains a later denoising step on the model's own result.
     """
 
-    steps: int = 3600
+    steps: int = 7200
     clips: int = 480
     chunks: int = 4
     size: int = 256
