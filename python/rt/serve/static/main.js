@@ -6,12 +6,14 @@ import { Session, api } from "./session.js";
 import { Source } from "./source.js";
 
 const STYLES = ["pencil sketch", "comic", "oil painting", "watercolour", "anime", "neon"];
+const PATIENCE_MS = 10_000;
 const TRANSPORTS = { rtc: Call, socket: Session };
 const $ = (id) => document.getElementById(id);
 const output = $("output").getContext("2d", { alpha: false });
 const source = new Source($("input"));
 let session = null;
 let startedMs = 0;
+let attempt = null;
 let recorder = null;
 
 // What is said
@@ -80,6 +82,7 @@ function showPicture(bitmap, message) {
   if (!document.body.dataset.firstMs) {
     const firstMs = Math.round(performance.now() - startedMs);
     document.body.dataset.firstMs = String(firstMs);
+    attempt?.calm();
     $("first").textContent = `${firstMs} ms`;
     $("hint").hidden = true;
   }
@@ -141,10 +144,40 @@ function promptChanged(ms) {
 
 // Start and stop
 
+// One start. Says what it waits for when that takes long, and may then be given up.
+class Attempt {
+  constructor(opening) {
+    this.opening = opening;
+    this.lacks = new Map();
+    this.timer = setTimeout(() => {
+      this.told = [...this.lacks.values()][0] ?? "the server has sent no picture yet";
+      alertUser(new Error(this.told));
+      $("start").disabled = false;
+    }, PATIENCE_MS);
+  }
+
+  until(promise, words) {
+    this.lacks.set(promise, words);
+    promise.then(() => this.lacks.delete(promise), () => {});
+    return promise;
+  }
+
+  calm() {
+    clearTimeout(this.timer);
+    if ($("alert").textContent === this.told) alertUser(null);
+  }
+
+  end() {
+    this.calm();
+    this.opening.close();
+  }
+}
+
 async function start() {
   startedMs = performance.now();
   alertUser(null);
   say("busy", "starting");
+  $("start").textContent = "Stop";
   $("start").disabled = true;
   delete document.body.dataset.firstMs;
   let ended = null;
@@ -154,24 +187,28 @@ async function start() {
   };
   const Transport = TRANSPORTS[$("transport").value];
   const opening = new Transport({ picture: showPicture, status: showStatus, closed }, $("input"));
+  const mine = attempt = new Attempt(opening);
   try {
     // Side by side: a camera wakes up while the server makes room.
     const send = (canvas, ptsS) => session?.send(canvas, ptsS);
-    const pictures = source.open($("source").value, $("file").files[0], send, stop);
-    const both = await Promise.allSettled([
-      pictures, opening.open({ prompt: prompt(), ...settings() }, pictures),
-    ]);
+    const pictures = mine.until(
+      source.open($("source").value, $("file").files[0], send, stop),
+      "the source shows no picture yet: does the browser ask whether it may look?",
+    );
+    const opened = mine.until(
+      opening.open({ prompt: prompt(), ...settings() }, pictures), "the server has not answered yet",
+    );
+    const both = await Promise.allSettled([pictures, opened]);
+    if (attempt !== mine) return;
     const wrong = both.find(({ status }) => status === "rejected");
     if (wrong) throw wrong.reason;
     if (ended) throw new Error(ended);
     session = opening;
     before = null;
     starved = 0;
-    $("start").textContent = "Stop";
     $("record").disabled = false;
   } catch (error) {
-    source.stop();
-    opening.close();
+    stop();
     say("idle", "not started");
     alertUser(error.name === "NotAllowedError" ? new Error("the browser was not allowed to look") : error);
   }
@@ -179,9 +216,10 @@ async function start() {
 }
 
 function stop() {
+  attempt?.end();
+  attempt = null;
   if (recorder) record();
   source.stop();
-  session?.close();
   session = null;
   $("start").textContent = "Start";
   $("record").disabled = true;
@@ -249,7 +287,7 @@ $("source").addEventListener("change", () => {
 $("transport").addEventListener("change", () => {
   if (session) stop();
 });
-$("start").addEventListener("click", () => (session ? stop() : start()));
+$("start").addEventListener("click", () => (attempt ? stop() : start()));
 $("record").addEventListener("click", record);
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input[type=text], select");

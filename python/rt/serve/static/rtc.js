@@ -1,7 +1,7 @@
 // One session of the server over WebRTC: video both ways, its status over a data channel.
 // The same interface as Session, which uses a WebSocket.
 
-import { api } from "./session.js";
+import { abandon, api } from "./session.js";
 import { unseenVideo } from "./source.js";
 
 const FRAMES_PER_S = 30;
@@ -25,6 +25,7 @@ export class Call {
   async open(options, pictures) {
     if (!globalThis.RTCPeerConnection) throw cannot("this browser does not have it");
     const opened = await api("POST", "/api/sessions", options);
+    if (this.closed) return abandon(opened.id);
     this.id = opened.id;
     this.leave = () => this.close();
     addEventListener("pagehide", this.leave);
@@ -67,6 +68,7 @@ export class Call {
         if (peer.connectionState === "failed") fail(cannot("the server is not reached"));
       });
     });
+    this.connected = true;
     await pictures;
     this.sent = this.canvas.captureStream(FRAMES_PER_S);
     const [track] = this.sent.getVideoTracks();
@@ -83,9 +85,12 @@ export class Call {
   }
 
   close() {
+    if (this.closed) return;
+    this.closed = true;
     this.on.closed = () => {};
     removeEventListener("pagehide", this.leave);
     this.peer?.close();
+    if (this.id && !this.connected) abandon(this.id);
     this.video?.remove();
     for (const track of this.sent?.getTracks() ?? []) track.stop();
   }

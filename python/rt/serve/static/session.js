@@ -25,6 +25,12 @@ export async function api(method, path, body) {
   throw new Error(Array.isArray(detail) ? detail.map((d) => d.msg).join("; ") : detail);
 }
 
+// Gives up a session that nobody connected to, which the server would keep for a while.
+export function abandon(id) {
+  const headers = token ? { authorization: `Bearer ${token}` } : {};
+  fetch(`/api/sessions/${id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+}
+
 const MOST_BUFFERED = 200_000;
 
 export class Session {
@@ -35,6 +41,7 @@ export class Session {
 
   async open(options) {
     const opened = await api("POST", "/api/sessions", options);
+    if (this.closed) return abandon(opened.id);
     this.id = opened.id;
     const query = token ? `?token=${encodeURIComponent(token)}` : "";
     const address = new URL(opened.stream + query, location.href);
@@ -47,6 +54,7 @@ export class Session {
       this.socket.addEventListener("open", done);
       this.socket.addEventListener("error", () => fail(new Error("the stream was refused")));
     });
+    this.connected = true;
     return opened;
   }
 
@@ -66,8 +74,11 @@ export class Session {
   }
 
   close() {
+    if (this.closed) return;
+    this.closed = true;
     this.on.closed = () => {};
     this.socket?.close();
+    if (this.id && !this.connected) abandon(this.id);
   }
 
   async #message(data) {
