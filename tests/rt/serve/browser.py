@@ -43,4 +43,4 @@ def opened(server: Served, *switches: str) -> Iterator[Any]:
         page.close()
         browser.close()
         server.all_free()
-        assert complaints == []
+        assert complaints == [], complaints

@@ -14,6 +14,7 @@ const source = new Source($("input"));
 let session = null;
 let startedMs = 0;
 let attempt = null;
+let closing = Promise.resolve();
 let recorder = null;
 
 // What is said
@@ -169,7 +170,7 @@ class Attempt {
 
   end() {
     this.calm();
-    this.opening.close();
+    closing = this.opening.close();
   }
 }
 
@@ -196,7 +197,8 @@ async function start() {
       "the source shows no picture yet: does the browser ask whether it may look?",
     );
     const opened = mine.until(
-      opening.open({ prompt: prompt(), ...settings() }, pictures), "the server has not answered yet",
+      closing.then(() => opening.open({ prompt: prompt(), ...settings() }, pictures)),
+      "the server has not answered yet",
     );
     const both = await Promise.allSettled([pictures, opened]);
     if (attempt !== mine) return;

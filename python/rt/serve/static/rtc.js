@@ -1,7 +1,7 @@
 // One session of the server over WebRTC: video both ways, its status over a data channel.
 // The same interface as Session, which uses a WebSocket.
 
-import { abandon, api } from "./session.js";
+import { api, end } from "./session.js";
 import { unseenVideo } from "./source.js";
 
 const FRAMES_PER_S = 30;
@@ -25,7 +25,7 @@ export class Call {
   async open(options, pictures) {
     if (!globalThis.RTCPeerConnection) throw cannot("this browser does not have it");
     const opened = await api("POST", "/api/sessions", options);
-    if (this.closed) return abandon(opened.id);
+    if (this.ended) return end(opened.id);
     this.id = opened.id;
     this.leave = () => this.close();
     addEventListener("pagehide", this.leave);
@@ -68,13 +68,15 @@ export class Call {
         if (peer.connectionState === "failed") fail(cannot("the server is not reached"));
       });
     });
-    this.connected = true;
     await pictures;
     this.sent = this.canvas.captureStream(FRAMES_PER_S);
     const [track] = this.sent.getVideoTracks();
     track.contentHint = "detail"; // a slow network costs frames, not size
     await sender.replaceTrack(track);
-    channel.addEventListener("close", () => this.on.closed(this.reason ?? ""));
+    channel.addEventListener("close", () => {
+      this.over = true;
+      this.on.closed(this.reason ?? "");
+    });
   }
 
   // The canvas is what is sent: nothing to do for one picture of it.
@@ -84,15 +86,15 @@ export class Call {
     return api("PATCH", `/api/sessions/${this.id}`, change);
   }
 
+  // Settled once the server has room again.
   close() {
-    if (this.closed) return;
-    this.closed = true;
     this.on.closed = () => {};
     removeEventListener("pagehide", this.leave);
-    this.peer?.close();
-    if (this.id && !this.connected) abandon(this.id);
     this.video?.remove();
     for (const track of this.sent?.getTracks() ?? []) track.stop();
+    this.ended ??= (this.id && !this.over ? end(this.id) : Promise.resolve())
+      .then(() => this.peer?.close());
+    return this.ended;
   }
 
   #hear(message) {

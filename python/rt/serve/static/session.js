@@ -25,10 +25,12 @@ export async function api(method, path, body) {
   throw new Error(Array.isArray(detail) ? detail.map((d) => d.msg).join("; ") : detail);
 }
 
-// Gives up a session that nobody connected to, which the server would keep for a while.
-export function abandon(id) {
+// Settled once the server has room again.
+export async function end(id) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
-  fetch(`/api/sessions/${id}`, { method: "DELETE", headers, keepalive: true }).catch(() => {});
+  try {
+    await fetch(`/api/sessions/${id}`, { method: "DELETE", headers, keepalive: true });
+  } catch {} // the server is gone, and the session with it
 }
 
 const MOST_BUFFERED = 200_000;
@@ -41,7 +43,7 @@ export class Session {
 
   async open(options) {
     const opened = await api("POST", "/api/sessions", options);
-    if (this.closed) return abandon(opened.id);
+    if (this.ended) return end(opened.id);
     this.id = opened.id;
     const query = token ? `?token=${encodeURIComponent(token)}` : "";
     const address = new URL(opened.stream + query, location.href);
@@ -49,12 +51,14 @@ export class Session {
     this.socket = new WebSocket(address);
     this.socket.binaryType = "arraybuffer";
     this.socket.addEventListener("message", ({ data }) => this.#message(data));
-    this.socket.addEventListener("close", ({ reason }) => this.on.closed(reason));
+    this.socket.addEventListener("close", ({ reason }) => {
+      this.over = true;
+      this.on.closed(reason);
+    });
     await new Promise((done, fail) => {
       this.socket.addEventListener("open", done);
       this.socket.addEventListener("error", () => fail(new Error("the stream was refused")));
     });
-    this.connected = true;
     return opened;
   }
 
@@ -73,12 +77,12 @@ export class Session {
     return api("PATCH", `/api/sessions/${this.id}`, change);
   }
 
+  // Settled once the server has room again.
   close() {
-    if (this.closed) return;
-    this.closed = true;
     this.on.closed = () => {};
-    this.socket?.close();
-    if (this.id && !this.connected) abandon(this.id);
+    this.ended ??= (this.id && !this.over ? end(this.id) : Promise.resolve())
+      .then(() => this.socket?.close());
+    return this.ended;
   }
 
   async #message(data) {
