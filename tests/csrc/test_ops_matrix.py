@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rt import ops
+from rt import ops_matrix
 
 Floats = NDArray[np.float32]
-KERNELS = ops.matrix_kernels()
+KERNELS = ops_matrix.matrix_kernels()
 FEW = settings(max_examples=25, deadline=None)
 BOUND = {"amx": 2.0**-15}
 """Of the sum of the absolute products. The kernel `amx` keeps 16 bits of each factor."""
@@ -49,7 +49,9 @@ def test_a_linear_layer_is_what_numpy_says(
     x, weight, bias = normal(1, batch, rows, inputs), normal(2, outputs, inputs), normal(3, outputs)
     residual = normal(4, batch, rows, outputs) if with_residual else None
     gate = normal(5, batch, 1, outputs) if with_gate else None
-    got = ops.linear(x, weight, bias, residual=residual, gate=gate, gelu=with_gelu, kernel=kernel)
+    got = ops_matrix.linear(
+        x, weight, bias, residual=residual, gate=gate, gelu=with_gelu, kernel=kernel
+    )
     wide = [None if a is None else a.astype(np.float64) for a in (x, weight, bias, residual, gate)]
     x64, w64, b64, r64, g64 = wide
     assert x64 is not None
@@ -77,7 +79,7 @@ def test_attention_is_what_numpy_says(
     hidden = np.random.default_rng(seed).random((batch, 1, 1, keys)) < 0.5
     hidden[..., seed % keys] = False
     mask = np.where(hidden, -np.inf, 0).astype(np.float32) if hide else None
-    got = ops.attention(q, k, v, mask, kernel=kernel)
+    got = ops_matrix.attention(q, k, v, mask, kernel=kernel)
     score = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)
     weight = softmax(score if mask is None else score + mask)
     expected = (weight @ v.astype(np.float64)).swapaxes(1, 2).reshape(got.shape)
@@ -94,12 +96,12 @@ def test_hidden_keys_are_not_read_and_neighbours_and_threads_change_no_bit(
     q, k, v = (normal(seed, 3, 2, n, size) for n in (queries, keys, keys))
     mask = np.zeros((3, 1, 1, keys), np.float32)
     mask[1, ..., : keys // 2] = -np.inf
-    expected = ops.attention(q, k, v, mask, kernel=kernel, threads=1)
+    expected = ops_matrix.attention(q, k, v, mask, kernel=kernel, threads=1)
     k[1, :, : keys // 2], v[1, :, : keys // 2] = np.nan, np.inf
-    assert np.array_equal(ops.attention(q, k, v, mask, kernel=kernel, threads=3), expected)
+    assert np.array_equal(ops_matrix.attention(q, k, v, mask, kernel=kernel, threads=3), expected)
     for row in range(3):
         alone = (np.ascontiguousarray(a[row : row + 1]) for a in (q, k, v, mask))
-        got = ops.attention(*alone, kernel=kernel, threads=2)
+        got = ops_matrix.attention(*alone, kernel=kernel, threads=2)
         assert np.array_equal(got, expected[row : row + 1])
 
 
@@ -111,10 +113,12 @@ def test_a_row_of_a_layer_has_its_bits_in_any_batch(
 ) -> None:
     x, weight, bias = normal(1, 3, rows, inputs), normal(2, outputs, inputs), normal(3, outputs)
     gate = normal(4, 3, 1, outputs)
-    expected = ops.linear(x, weight, bias, gate=gate, gelu=with_gelu, kernel=kernel, threads=3)
+    expected = ops_matrix.linear(
+        x, weight, bias, gate=gate, gelu=with_gelu, kernel=kernel, threads=3
+    )
     for row in range(3):
         one = slice(row, row + 1)
-        got = ops.linear(
+        got = ops_matrix.linear(
             x[one], weight, bias, gate=gate[one], gelu=with_gelu, kernel=kernel, threads=1
         )
         assert np.array_equal(got, expected[one])
@@ -128,7 +132,7 @@ def test_modulation_is_what_numpy_says(
 ) -> None:
     x = normal(seed, batch, rows, width) * np.float32(3) + np.float32(2)
     scale, shift = normal(seed + 1, batch, 1, width), normal(seed + 2, batch, 1, width)
-    got = ops.modulate(x, scale, shift, eps=1e-6, kernel=kernel)
+    got = ops_matrix.modulate(x, scale, shift, eps=1e-6, kernel=kernel)
     wide = x.astype(np.float64)
     plain = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     size = (np.abs(plain) + np.abs(wide).max() / wide.std(-1, keepdims=True)) * (1 + np.abs(scale))
@@ -148,7 +152,7 @@ def test_split_heads_is_what_numpy_says(
     x, weight = normal(seed, batch, tokens, heads * 2 * pairs), normal(seed, heads * 2 * pairs)
     angle = normal(seed, batch, tokens, pairs)
     rope = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    got = ops.split_heads(
+    got = ops_matrix.split_heads(
         x, weight, rope if turned else None, heads=heads, eps=1e-6, factor=0.125, kernel=kernel
     )
     wide = x.astype(np.float64)
@@ -166,20 +170,22 @@ def test_far_scores_neither_overflow_nor_vanish() -> None:
     for kernel in KERNELS:
         for scores in ([-1e4, 3e4, -3e4, 0.0], [-500.0, -400.0, -450.0, -500.0]):
             k = np.float32(scores).reshape(1, 1, 4, 1)
-            assert ops.attention(q, k, v, kernel=kernel).item() == pytest.approx(1.0, abs=1e-4)
+            assert ops_matrix.attention(q, k, v, kernel=kernel).item() == pytest.approx(
+                1.0, abs=1e-4
+            )
 
 
 def test_what_does_not_fit_is_refused() -> None:
     q, k = np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 2, 5, 4), np.float32)
     with pytest.raises(ValueError, match="kernel"):
-        ops.attention(q, k, k, kernel="abacus")
+        ops_matrix.attention(q, k, k, kernel="abacus")
     for wrong in (k[:, :1], k[..., :3], k.astype(np.float64), k[:, :, ::2]):
         with pytest.raises(ValueError, match="v"):
-            ops.attention(q, k, wrong)
+            ops_matrix.attention(q, k, wrong)
     with pytest.raises(ValueError, match="mask"):
-        ops.attention(q, k, k, np.zeros((1, 5), np.float32))
+        ops_matrix.attention(q, k, k, np.zeros((1, 5), np.float32))
     x, weight, bias = q[0], np.zeros((6, 4), np.float32), np.zeros(6, np.float32)
     with pytest.raises(ValueError, match="bias"):
-        ops.linear(x, weight, bias[:5])
+        ops_matrix.linear(x, weight, bias[:5])
     with pytest.raises(ValueError, match="gate"):
-        ops.linear(x, weight, bias, gate=np.zeros((1, 1, 6), np.float32))
+        ops_matrix.linear(x, weight, bias, gate=np.zeros((1, 1, 6), np.float32))
