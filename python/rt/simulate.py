@@ -13,7 +13,7 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -68,13 +68,30 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """One video that is offered: `frames` pictures at `fps`, each up to `jitter_ms` late."""
+    """One video that is offered: `frames` pictures at `fps`, each up to `jitter_ms` late.
+
+    `changes`: (seconds after its begin, fps from then on), in order.
+    """
 
     fps: float
     frames: int
     terms: Terms
     begin_s: float = 0.0
     jitter_ms: float = 0.0
+    changes: tuple[tuple[float, float], ...] = ()
+
+    def due_s(self) -> Iterator[float]:
+        """When each frame would be captured if none were late."""
+        since_s, count, fps = self.begin_s, 0, self.fps
+        changes = iter(self.changes)
+        change = next(changes, None)
+        for _ in range(self.frames):
+            due_s = since_s + count / fps
+            while change is not None and due_s >= self.begin_s + change[0]:
+                since_s, count, fps = due_s, 0, change[1]
+                change = next(changes, None)
+            yield due_s
+            count += 1
 
 
 @dataclass(slots=True, eq=False)
@@ -213,9 +230,9 @@ class _Simulation:
     def _captured(self, session: int, stream: Stream) -> list[Passed]:
         """Grouped as `Chunker` does: 1 frame, then `frames_per_chunk` and so on."""
         times: list[int] = []
-        for i in range(stream.frames):
+        for due_s in stream.due_s():
             late_s = self.rng.uniform(0, stream.jitter_ms) * 1e-3 if stream.jitter_ms else 0.0
-            captured = round((stream.begin_s + i / stream.fps + late_s) * 1e9)
+            captured = round((due_s + late_s) * 1e9)
             times.append(max(captured, times[-1] if times else 0))
         size = self.machine.frames_per_chunk
         starts = [0, *range(1, stream.frames, size)]

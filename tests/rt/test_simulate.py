@@ -4,6 +4,7 @@ is one.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,24 @@ def alone_ns(m: Machine, steps: int, batch: int = 1) -> int:
 MS = 1_000_000
 steps_ = st.integers(1, 4)
 drawn = chains(limited=False)
+
+
+@given(
+    st.floats(0, 9),
+    st.floats(1, 60),
+    st.lists(st.tuples(st.floats(0.1, 3), st.floats(1, 60)), max_size=4),
+)
+def test_a_source_keeps_the_rate_of_each_of_its_parts(
+    begin_s: float, fps: float, parts: list[tuple[float, float]]
+) -> None:
+    ends = np.cumsum([length for length, _ in parts]).tolist()
+    changes = tuple((end, rate) for end, (_, rate) in zip(ends, parts, strict=True))
+    times = list(Stream(fps, 200, Terms(1), begin_s, changes=changes).due_s())
+    assert len(times) == 200
+    assert times[0] == begin_s
+    for a, b in itertools.pairwise(times):
+        rate = [fps, *(r for end, r in changes if a >= begin_s + end)][-1]
+        assert b - a == pytest.approx(1 / rate)
 
 
 @settings(deadline=None)
