@@ -16,7 +16,7 @@ from bench.cameras import control, misses, watched
 from bench.scaling import even
 from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, publish
+from bench.table import Row, above, publish
 from rt import manifest as manifests
 from rt.scheduler.admission import MOST
 
@@ -102,8 +102,8 @@ def real_rows(engines: Path, seconds: float) -> list[Row]:
 
 def main() -> None:
     p = live_parser(__doc__, "admission")
-    p.add_argument("--seconds", type=float, default=30.0)
-    p.add_argument("--stage-ms", type=float, default=100.0, help="work of a chunk on each stage")
+    p.add_argument("--seconds", type=above(0), default=30.0)
+    p.add_argument("--stage-ms", type=above(0), default=100.0, help="work of a chunk on each stage")
     options = p.parse_args()
     with engines_of(options) as engines:
         rows = stretched_rows(engines, options.seconds, options.stage_ms)

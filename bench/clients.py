@@ -34,7 +34,7 @@ from websockets.exceptions import ConnectionClosed
 
 from bench.smallest import smallest_engine
 from bench.soak import TOLERANCE
-from bench.table import ROOT, Row, parser, publish
+from bench.table import ROOT, Row, above, parser, publish
 
 STEADY, SLOWER, LIVES_S = 5, 10, 1.0
 KEPT = 0.98
@@ -272,10 +272,10 @@ FRAMES = [_frame(n) for n in range(12)]
 
 def main() -> int:
     p = parser(__doc__, "clients")
-    p.add_argument("--seconds", type=float, default=180.0, help="all eight together")
-    p.add_argument("--alone-s", type=float, default=20.0, help="the steady ones alone before")
-    p.add_argument("--fps", type=float, default=8.0, help="of every client")
-    p.add_argument("--slo-ms", type=float, default=2000.0)
+    p.add_argument("--seconds", type=above(0), default=180.0, help="all eight together")
+    p.add_argument("--alone-s", type=above(0), default=20.0, help="the steady ones alone before")
+    p.add_argument("--fps", type=above(0), default=8.0, help="of every client")
+    p.add_argument("--slo-ms", type=above(0), default=2000.0)
     p.add_argument("--engines", type=Path, help="default: the tiny model at 64x64, built first")
     o = p.parse_args()
     with tempfile.TemporaryDirectory() as directory:

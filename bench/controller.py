@@ -9,7 +9,7 @@ import heapq
 import statistics
 import time
 
-from bench.table import Row, parser, publish
+from bench.table import Row, above, count, parser, publish
 from rt.cost import Line, PassCost
 from rt.frame import Kind
 from rt.scheduler import Routes, Scheduler, Task, Terms
@@ -71,8 +71,8 @@ def decisions(sessions: int, stages: int, load: float, seconds: float) -> list[f
 
 def main() -> None:
     p = parser(__doc__, "controller")
-    p.add_argument("--sessions", type=int, default=16)
-    p.add_argument("--seconds", type=float, default=20.0, help="on the virtual clock")
+    p.add_argument("--sessions", type=count, default=16)
+    p.add_argument("--seconds", type=above(0), default=20.0, help="on the virtual clock")
     options = p.parse_args()
     rows: list[Row] = []
     for stages in (1, 4):

@@ -27,7 +27,7 @@ from bench.cameras import Viewer, camera, steady
 from bench.scaling import even
 from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, publish
+from bench.table import Row, above, count, publish
 from rt import manifest as manifests
 
 STAGES, STEPS, STAGE_MS = 2, 2, 40.0
@@ -313,8 +313,8 @@ def named(row: Row, name: str) -> Row:
 
 def main() -> None:
     p = live_parser(__doc__, "faults")
-    p.add_argument("--seconds", type=float, default=8.0, help="of each kind of misbehaviour")
-    p.add_argument("--events", type=int, default=50, help="passes that fail, and that hang")
+    p.add_argument("--seconds", type=above(0), default=8.0, help="of each kind of misbehaviour")
+    p.add_argument("--events", type=count, default=50, help="passes that fail, and that hang")
     p.add_argument("--seed", type=int, default=0)
     options = p.parse_args()
     with engines_of(options) as engines:

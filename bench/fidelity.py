@@ -20,7 +20,7 @@ import numpy as np
 import rt
 from bench.smallest import engines_of, live_parser
 from bench.stretched import known, stretched
-from bench.table import Row, publish
+from bench.table import Row, above, publish
 from rt import calibrate, costfile
 from rt import manifest as manifests
 from rt.cost import Costs
@@ -152,8 +152,8 @@ def compared(real_: Seen, predicted: Seen) -> list[Row]:
 
 def main() -> None:
     p = live_parser(__doc__, "fidelity")
-    p.add_argument("--seconds", type=float, default=60.0)
-    p.add_argument("--chunk-ms", type=float, default=400.0, help="work of one chunk, all stages")
+    p.add_argument("--seconds", type=above(0), default=60.0)
+    p.add_argument("--chunk-ms", type=above(0), default=400.0, help="work of one chunk, all stages")
     options = p.parse_args()
     with engines_of(options) as engines:
         manifest = manifests.read(engines)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage import data
 
-from bench.table import Row, machine, publish
+from bench.table import Parser, Row, count, machine, publish
 from rt import ops
 
 Frame = NDArray[np.uint8]
@@ -238,10 +238,8 @@ def lines(errors: dict[str, dict[str, float]], times: dict[str, float]) -> Itera
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--runs", type=int, default=21, help="of the timing")
+    p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--runs", type=count, default=21, help="of the timing")
     p.add_argument("--json", type=Path, default=Path("build/bench/flow.jsonl"))
     p.add_argument("--clip", type=Path, help="a video to compare with DIS medium on")
     p.add_argument("--markdown", type=Path, help="a page whose table this replaces")

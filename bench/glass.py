@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from websockets.asyncio.client import connect
 
-from bench.table import ROOT, Row, parser, publish
+from bench.table import ROOT, Row, above, parser, publish
 from rt.serve import rtc
 from rt.serve.limits import Media
 
@@ -256,7 +256,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     p = parser(__doc__, "glass")
-    p.add_argument("--seconds", type=float, default=20.0, help="of each way")
+    p.add_argument("--seconds", type=above(0), default=20.0, help="of each way")
     p.add_argument("--write", action="store_true", help="the table into docs/live.md")
     return p
 

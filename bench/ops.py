@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.table import Row, publish
+from bench.table import Parser, Row, count, publish
 from rt import noise, ops
 
 
@@ -239,10 +239,8 @@ def on_device(runs: int) -> tuple[str, list[Row]]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--runs", type=int, default=15)
+    p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--runs", type=count, default=15)
     p.add_argument("--json", type=Path, default=Path("build/bench/ops.jsonl"))
     p.add_argument("--device", action="store_true", help="the GPU instead of the host")
     options = p.parse_args()

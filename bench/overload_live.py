@@ -15,7 +15,7 @@ from bench.cameras import Viewer, camera
 from bench.scaling import even
 from bench.smallest import engines_of, live_parser
 from bench.stretched import stretched
-from bench.table import Row, publish
+from bench.table import Row, above, publish
 from rt import manifest as manifests
 from rt.simulate import quantile
 
@@ -122,9 +122,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     p = live_parser(__doc__, "overload_live")
-    p.add_argument("--stage-ms", type=float, default=200.0, help="work of a chunk on each stage")
-    p.add_argument("--slo-ms", type=float, default=2500.0)
-    p.add_argument("--seconds", type=float, default=10.0, help="at each load")
+    p.add_argument("--stage-ms", type=above(0), default=200.0, help="work of a chunk on each stage")
+    p.add_argument("--slo-ms", type=above(0), default=2500.0)
+    p.add_argument("--seconds", type=above(1), default=10.0, help="at each load")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw it (default: no plot)")
     options = p.parse_args()
     with engines_of(options) as engines:

@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from bench.clients import serving
-from bench.table import ROOT, Row, parser, publish
+from bench.table import ROOT, Row, count, parser, publish
 
 LIMIT_MS = 1000.0
 NAMES = {"rtc": "WebRTC", "socket": "WebSocket"}
@@ -49,8 +49,8 @@ def first_picture_ms(url: str, source: str, transport: str, chromium: str) -> tu
 
 def main() -> int:
     p = parser(__doc__, "page")
-    p.add_argument("--runs", type=int, default=7)
-    p.add_argument("--steps", type=int, default=4, help="most; the page begins with the model's")
+    p.add_argument("--runs", type=count, default=7)
+    p.add_argument("--steps", type=count, default=4, help="most; the page begins with the model's")
     p.add_argument("--engines", type=Path, default=ROOT / "engines" / "tiny")
     o = p.parse_args()
     chromium = shutil.which("chromium")

@@ -16,7 +16,7 @@ import numpy as np
 import rt
 from bench.smallest import engines_of, live_parser
 from bench.stretched import known, laps, stretched
-from bench.table import Row, publish
+from bench.table import Row, above, count, publish
 from rt import costfile, placement
 from rt import manifest as manifests
 from rt.cost import Costs
@@ -74,11 +74,13 @@ def measure(engines: Path, options: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     p = live_parser(__doc__, "scaling")
-    p.add_argument("--stages", type=int, default=4)
-    p.add_argument("--steps", type=int, default=2)
-    p.add_argument("--chunk-ms", type=float, default=1000.0, help="work of one chunk, all stages")
-    p.add_argument("--frames", type=int, default=160)
-    p.add_argument("--runs", type=int, default=1)
+    p.add_argument("--stages", type=count, default=4)
+    p.add_argument("--steps", type=count, default=2)
+    p.add_argument(
+        "--chunk-ms", type=above(0), default=1000.0, help="work of one chunk, all stages"
+    )
+    p.add_argument("--frames", type=count, default=160)
+    p.add_argument("--runs", type=count, default=1)
     options = p.parse_args()
     with engines_of(options) as engines:
         rows = measure(engines, options)

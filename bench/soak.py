@@ -21,7 +21,7 @@ import psutil
 
 import rt
 from bench.smallest import engines_of
-from bench.table import Row, publish
+from bench.table import Parser, Row, above, count, publish
 from rt import manifest as manifests
 
 SETTLED = 1000
@@ -116,12 +116,10 @@ def memory(resident: list[int]) -> list[Row]:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--frames", type=int, default=20000)
+    p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--frames", type=count, default=20000)
     p.add_argument(
-        "--minutes", type=float, help="three live sessions for so long instead of --frames"
+        "--minutes", type=above(0), help="three live sessions for so long instead of --frames"
     )
     p.add_argument("--real", action="store_true", help="engines of live sessions as they are")
     p.add_argument(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.table import Row, publish
+from bench.table import Parser, Row, above, count, publish
 from rt import SLO, Frame, Pipeline
 from rt.media import moving_scene
 
@@ -88,14 +88,12 @@ def live(pipeline: Pipeline, frames: list[np.ndarray], steps: int, fps: float) -
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"))
-    p.add_argument("--steps", type=int, default=2)
-    p.add_argument("--frames", type=int, default=209)
-    p.add_argument("--runs", type=int, default=5)
-    p.add_argument("--fps", type=float, default=16.0, help="rate of the simulated camera")
+    p.add_argument("--steps", type=count, default=2)
+    p.add_argument("--frames", type=count, default=209)
+    p.add_argument("--runs", type=count, default=5)
+    p.add_argument("--fps", type=above(0), default=16.0, help="rate of the simulated camera")
     p.add_argument("--json", type=Path, default=Path("build/bench/stream.jsonl"))
     options = p.parse_args()
     rows: list[Row] = []

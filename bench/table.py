@@ -5,16 +5,19 @@ on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -36,13 +39,39 @@ class Row:
     note: str = ""
 
 
+class Parser(argparse.ArgumentParser):
+    """A mistake is one line on standard error, and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def count(text: str) -> int:
+    """For an option: a whole number, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number above 0")
+    return int(text)
+
+
+def above(least: float) -> Callable[[str], float]:
+    """For an option: a number above `least`."""
+
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least < (value := float(text)) < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above {least:g}")
+
+    return number
+
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Paragraphs as they were written, and every default."""
 
 
-def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+def parser(description: str | None, name: str) -> Parser:
     """A benchmark's command line: what it does, and where its rows go."""
-    p = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    p = Parser(description=description, formatter_class=_Help)
     p.add_argument("--json", type=Path, default=Path(f"build/bench/{name}.jsonl"))
     return p
 

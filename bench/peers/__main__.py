@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLWan
 
 from bench.peers import model, reference, streams
 from bench.peers.ours import OurDit, OurVae, Units
-from bench.table import Row, publish
+from bench.table import Parser, Row, count, publish
 from export.formats import diffusers_to_original
 from export.models.presets import PRESETS, WAN_LATENTS
 from rt import Pipeline, devices
@@ -61,7 +61,7 @@ def dit_step(subject: model.Subject, units: Units, rows: int, runs: int) -> list
     what = f"DiT step, {rows} row{'s' * (rows > 1)}"
     rate = 2 * PRODUCT**3 / seconds.take("product")
     limit = 1e3 * rows * step_operations(subject.manifest) / rate
-    note = f"all matrix products of a step at {rate / 1e9:.0f} GFLOP/s, a large one's in this run"
+    note = f"products of a step at {rate / 1e9:.0f} GFLOP/s, a large float32 one's in this run"
     return [
         *ratios(what, seconds, worst),
         Row(f"{what}: the machine's limit", limit, "ms", runs, note=note),
@@ -219,14 +219,12 @@ def ratios(what: str, turns: Turns, worst: float, bound: float = EQUAL) -> list[
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--package", type=Path, default=Path("build/peers"), help="where it is")
-    p.add_argument("--side", type=int, default=256, help="height and width in pixels")
-    p.add_argument("--vae-width", type=int, default=16, help="Wan's own is 96")
-    p.add_argument("--runs", type=int, default=15)
-    p.add_argument("--steps", type=int, default=2)
+    p.add_argument("--side", type=count, default=256, help="height and width in pixels")
+    p.add_argument("--vae-width", type=count, default=16, help="Wan's own is 96")
+    p.add_argument("--runs", type=count, default=15)
+    p.add_argument("--steps", type=count, default=2)
     p.add_argument("--json", type=Path, default=Path("build/bench/peers.jsonl"))
     options = p.parse_args()
     reference.find(options.package)

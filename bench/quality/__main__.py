@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.quality import ablations, curve, drift, fit, prompts, styles
 from bench.quality.clips import Clip, generated, of_file
 from bench.quality.report import Section, tell
+from bench.table import Parser, count
 from rt import Pipeline
 
 PARTS = ("styles", "curve", "drift", "ablations", "prompts")
@@ -44,17 +45,17 @@ def _section(part: str, options: argparse.Namespace) -> Section:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="python -m bench.quality",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="engine directory")
     p.add_argument("--clip", type=Path, help="a video that was not trained on")
-    p.add_argument("--frames", type=int, default=33, help="of each clip, 1 + 4 k")
+    p.add_argument("--frames", type=count, default=33, help="of each clip, 1 + 4 k")
     p.add_argument("--generated", type=int, default=2, help="clips of unseen seeds")
-    p.add_argument("--long", type=int, default=5000, help="frames for the drift")
-    p.add_argument("--ablated", type=int, default=81, help="frames of a clip for the ablations")
+    p.add_argument("--long", type=count, default=5000, help="frames for the drift")
+    p.add_argument("--ablated", type=count, default=81, help="frames of a clip for the ablations")
     p.add_argument("--only", choices=PARTS, action="append", help="this part; may be repeated")
     p.add_argument("--out", type=Path, default=Path("build/bench"), help="folder of rows")
     p.add_argument("--document", type=Path, help="also write into this, pictures beside it")
