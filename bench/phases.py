@@ -112,7 +112,9 @@ def rows(draws: Sequence[Draw]) -> list[Row]:
 def main() -> None:
     p = parser(__doc__, "phases")
     p.add_argument("--draws", type=count, default=60)
-    p.add_argument("--spread", type=above(0), default=0.01, help="of a pass, as a share of its time")
+    p.add_argument(
+        "--spread", type=above(0), default=0.01, help="of a pass, as a share of its time"
+    )
     options = p.parse_args()
     m = machine(options.spread)
     found = [draw(m, seed) for seed in range(options.draws)]
