@@ -4,6 +4,8 @@
 
 #include <pybind11/stl.h>
 
+#include <deque>
+
 #include "ops.h"
 
 namespace py = pybind11;
@@ -207,58 +209,21 @@ void bind_matrix(py::module_& m) {
     m.def("matrix_kernels", &matrix_kernel_names);
 
     m.def(
-        "linear",
-        [](Handle x, Handle weight, Handle bias, Handle residual, Handle gate, bool gelu,
-           const std::string& kernel, Handle out, int threads) {
-            const Argument in("x", x, 0), by("weight", weight, 0), plus("bias", bias, 0);
-            const Optional old("residual", residual, 0), factor("gate", gate, 0);
-            const Argument to("out", out, 0);
+        "rows",
+        [](const std::string& steps, const std::vector<py::object>& inputs,
+           const std::vector<int>& results, const std::vector<py::object>& outputs,
+           const std::string& kernel, int threads) {
+            std::deque<Argument> given, made;
+            for (const py::object& input : inputs) given.emplace_back("inputs", input, 0);
+            for (const py::object& output : outputs) made.emplace_back("outputs", output, 0);
+            std::vector<Array> from, to;
+            for (const Argument& a : given) from.push_back(a.array());
+            for (const Argument& a : made) to.push_back(a.array());
             const Released released;
-            linear(in.array(), by.array(), plus.array(), old.array(), factor.array(), gelu, kernel,
-                   to.array(), where_of(threads, 0));
+            rows(steps, from, results, to, kernel, where_of(threads, 0));
         },
-        py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("gate"),
-        py::arg("gelu"), py::arg("kernel"), py::arg("out"), py::arg("threads"));
-
-    m.def(
-        "modulate",
-        [](Handle x, Handle scale, Handle shift, double eps, const std::string& kernel, Handle out,
-           int threads) {
-            const Argument in("x", x, 0), by("scale", scale, 0), plus("shift", shift, 0);
-            const Argument to("out", out, 0);
-            const Released released;
-            modulate(in.array(), by.array(), plus.array(), eps, kernel, to.array(),
-                     where_of(threads, 0));
-        },
-        py::arg("x"), py::arg("scale"), py::arg("shift"), py::arg("eps"), py::arg("kernel"),
-        py::arg("out"), py::arg("threads"));
-
-    m.def(
-        "split_heads",
-        [](Handle x, Handle weight, Handle rope, double eps, double factor,
-           const std::string& kernel, Handle out, int threads) {
-            const Argument in("x", x, 0), by("weight", weight, 0), to("out", out, 0);
-            const Optional turns("rope", rope, 0);
-            const Released released;
-            split_heads(in.array(), by.array(), turns.array(), eps, factor, kernel, to.array(),
-                        where_of(threads, 0));
-        },
-        py::arg("x"), py::arg("weight"), py::arg("rope"), py::arg("eps"), py::arg("factor"),
-        py::arg("kernel"), py::arg("out"), py::arg("threads"));
-
-    m.def(
-        "attention",
-        [](Handle q, Handle k, Handle v, Handle mask, const std::string& kernel, Handle out,
-           int threads) {
-            const Argument query("q", q, 0), key("k", k, 0), value("v", v, 0);
-            const Optional hidden("mask", mask, 0);
-            const Argument to("out", out, 0);
-            const Released released;
-            attention(query.array(), key.array(), value.array(), hidden.array(), kernel, to.array(),
-                      where_of(threads, 0));
-        },
-        py::arg("q"), py::arg("k"), py::arg("v"), py::arg("mask"), py::arg("kernel"),
-        py::arg("out"), py::arg("threads"));
+        py::arg("steps"), py::arg("inputs"), py::arg("results"), py::arg("outputs"),
+        py::arg("kernel"), py::arg("threads"));
 }
 
 }  // namespace

@@ -12,8 +12,7 @@ namespace sdrt::ort {
 
 constexpr uint32_t kVersion = 17;
 constexpr int kFloat = 1;     // ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
-constexpr int kRequired = 0;  // INPUT_OUTPUT_REQUIRED
-constexpr int kOptional = 1;  // INPUT_OUTPUT_OPTIONAL
+constexpr int kVariadic = 2;  // INPUT_OUTPUT_VARIADIC
 constexpr int kFail = 1;      // ORT_FAIL
 
 struct Status;
@@ -34,8 +33,8 @@ enum Function : int {
     kGetDimensionsCount = 61,
     kGetDimensions = 62,
     kGetTensorTypeAndShape = 65,
-    kKernelInfoGetAttributeFloat = 85,
     kKernelInfoGetAttributeInt = 86,
+    kKernelInfoGetAttributeString = 87,
     kKernelContextGetInput = 90,
     kKernelContextGetOutput = 91,
     kReleaseTensorTypeAndShapeInfo = 99,

@@ -60,15 +60,10 @@ void refresh_sinks(const Array& k_ring, const Array& v_ring, const Array& sink_t
 
 // Kernels of matrix.h that this processor runs, the best one first.
 std::vector<std::string> matrix_kernel_names();
-void linear(const Array& x, const Array& weight, const Array& bias, const Array* residual,
-            const Array* gate, bool gelu, const std::string& kernel, const Array& out, Where where);
-void attention(const Array& q, const Array& k, const Array& v, const Array* mask,
-               const std::string& kernel, const Array& out, Where where);
-
-void modulate(const Array& x, const Array& scale, const Array& shift, double eps,
-              const std::string& kernel, const Array& out, Where where);
-void split_heads(const Array& x, const Array& weight, const Array* rope, double eps, double factor,
-                 const std::string& kernel, const Array& out, Where where);
+// Steps of rows.h, all of whose inputs are given as constants, to the results of these numbers.
+void rows(const std::string& steps, const std::vector<Array>& inputs,
+          const std::vector<int>& results, const std::vector<Array>& outputs,
+          const std::string& kernel, Where where);
 
 // Compute capabilities that the extension was compiled for; empty without CUDA.
 std::string cuda_archs();

@@ -8,7 +8,7 @@ build=build/sanitize
 mkdir -p "$build/lib/rt"
 SDRT_SANITIZE=1 "$python" setup.py -q build_ext --build-lib "$build/lib" --build-temp "$build/temp"
 # A package of this build and the wrappers alone, so that what is tested is surely the build above.
-cp python/rt/ops.py "$build/lib/rt/ops.py"
+cp python/rt/ops.py python/rt/ops_matrix.py "$build/lib/rt/"
 : >"$build/lib/rt/__init__.py"
 rm -f "$build"/report.*
 status=0

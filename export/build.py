@@ -169,31 +169,18 @@ def check(options: Options) -> None:
         raise ConfigError(f"name: got {options.name!r}, expected the name of a folder")
 
 
+NO_PLAN = frozenset({
+    "__init__", "__main__", "calibration", "fetch", "gpu_commands", "inspect", "options", "prepare",
+    "prompts", "random_weights", "replay", "trial", "twins", "verify",
+})  # fmt: skip
+"""Modules of the exporter that decide nothing about a plan; all others are part of its key."""
+
+
 def exporter() -> str:
     """Version and hash of the sources that decide what a plan is."""
     here = Path(__file__).parent
-    names = (
-        "units",
-        "onnx",
-        "precision",
-        "quantize",
-        "inductor",
-        "tensorrt",
-        "engines",
-        "backends",
-        "plans",
-        "sources",
-        "weights",
-        "staging",
-        "build",
-        "checkpoints",
-        "formats",
-        "containers",
-        "layout",
-        "given",
-        "lora",
-    )
-    sources = [here / f"{name}.py" for name in names] + sorted((here / "models").glob("*.py"))
+    sources = sorted(path for path in here.glob("*.py") if path.stem not in NO_PLAN)
+    sources += sorted((here / "models").glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
     return f"{VERSION}+{digest.hexdigest()[:12]}"
 

@@ -1,8 +1,8 @@
 """What becomes of our operators in a graph for ONNX Runtime, or in one for a reference.
 
-`lower_for_onnxruntime` keeps attention to the ring and turns every linear layer into one node, for
-the operators that the extension registers (csrc/onnxruntime_ops.cpp). `standard_operators` writes
-all out in operators of the standard.
+`lower_for_onnxruntime` gathers what a DiT block does into a few nodes, for the operator that the
+extension registers (csrc/onnxruntime_ops.cpp). `standard_operators` writes all out in operators of
+the standard.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx import DOMAIN, OPSET_ONNXRUNTIME, PREFIX, Graph, finish
+from export.rows import gather_rows
 from rt.errors import Error
 
 
 def lower_for_onnxruntime(graph: Graph) -> Graph:
-    """`graph`, float32, with the operators that `rt.backends.onnxruntime` registers.
+    """`graph`, float32, with the operator that `rt.backends.onnxruntime` registers.
 
     RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
-    one buffer. Linear layers and attention become nodes of our own, together with what surrounds
-    them (`_Fusing`).
+    one buffer. Linear layers, attention and what surrounds them become steps (`_Fusing`), and the
+    steps of a chain one node (`export.rows`).
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -36,9 +37,13 @@ def lower_for_onnxruntime(graph: Graph) -> Graph:
             fusing.modulation(node)
         elif node.op_type == "RMSNormalization":
             fusing.heads(node)
+        elif node.op_type == "Reshape":
+            fusing.cut(node)
         elif node.op_type == "RingWrite":
             fusing.replace([node], _scatter(node))
-    return _with(model, fusing.nodes(), graph.weights)
+    given = [value.name for value in (*model.graph.input, *model.graph.initializer)]
+    nodes = gather_rows(fusing.nodes(), given, {value.name for value in model.graph.output})
+    return _with(model, nodes, graph.weights)
 
 
 def standard_operators(graph: Graph) -> Graph:
@@ -230,6 +235,26 @@ class _Fusing:
             factor=factor,
         )
         self.replace(group, made)
+
+    def cut(self, reshape: onnx.NodeProto) -> None:
+        """The split into heads of what a linear layer gives as it is."""
+        layer = self._new.get(reshape.input[0])
+        turn = self._next([reshape], "Transpose")
+        if layer is None or layer.op_type != "Linear" or turn is None:
+            return
+        shape = self._constants.get(reshape.input[1])
+        if shape is None or len(shape) != 4 or _said(turn, "perm") != [0, 2, 1, 3]:
+            return
+        made = helper.make_node(
+            "Heads",
+            [reshape.input[0]],
+            turn.output,
+            domain=DOMAIN,
+            heads=int(shape[2]),
+            eps=0.0,
+            factor=1.0,
+        )
+        self.replace([reshape, turn], made)
 
     def _rope(self, turned: onnx.NodeProto) -> str:
         """The value [B, 2, S, K/2] whose halves are the cosines and sines of a rotation."""

@@ -39,7 +39,7 @@
 #pragma GCC target("avx512f,prefer-vector-width=512")
 #define SDRT_SET avx512
 #define SDRT_LANES 16
-#define SDRT_ROWS 8
+#define SDRT_ROWS 12
 #include "kernels/matrix_body.h"
 #undef SDRT_SET
 #undef SDRT_LANES
@@ -49,10 +49,20 @@
 
 namespace sdrt {
 
-#define SDRT_KERNEL(set)                                                                       \
-    static const MatrixKernel k_##set = {                                                      \
-        #set,      set::kColumns, set::panel_bytes,  set::scratch_bytes, set::pack_transposed, \
-        set::pack, set::product,  set::exponentials, set::modulate,      set::split_heads}
+#define SDRT_KERNEL(set)                                       \
+    static const MatrixKernel k_##set = {#set,                 \
+                                         set::kColumns,        \
+                                         kMostRows,            \
+                                         set::panel_bytes,     \
+                                         set::scratch_bytes,   \
+                                         set::pack_transposed, \
+                                         set::pack,            \
+                                         set::product,         \
+                                         set::exponentials,    \
+                                         set::attend,          \
+                                         set::attend_bytes,    \
+                                         set::modulate,        \
+                                         set::split_heads}
 
 SDRT_KERNEL(portable);
 #if defined(SDRT_X86_SETS)
@@ -67,10 +77,29 @@ static void amx_product(const float* a, int64_t lda, int rows, int64_t depth, co
 }
 
 static_assert(avx512::kColumns == amx::kColumns);
-static const MatrixKernel k_amx = {
-    "amx",     amx::kColumns, amx::panel_bytes,     amx::scratch_bytes, amx::pack_transposed,
-    amx::pack, amx_product,   avx512::exponentials, avx512::modulate,   avx512::split_heads};
+static const MatrixKernel k_amx = {"amx",
+                                   amx::kColumns,
+                                   kTileRows,
+                                   amx::panel_bytes,
+                                   amx::scratch_bytes,
+                                   amx::pack_transposed,
+                                   amx::pack,
+                                   amx_product,
+                                   avx512::exponentials,
+                                   nullptr,
+                                   nullptr,
+                                   avx512::modulate,
+                                   avx512::split_heads};
 #endif
+
+// Attention over packed keys, as `amx` has it, on any processor: for tests.
+static const MatrixKernel k_packed = [] {
+    MatrixKernel kernel = k_portable;
+    kernel.name = "packed";
+    kernel.most_rows = kTileRows;
+    kernel.attend = nullptr;
+    return kernel;
+}();
 
 std::vector<const MatrixKernel*> matrix_kernels() {
     std::vector<const MatrixKernel*> found;
@@ -81,6 +110,7 @@ std::vector<const MatrixKernel*> matrix_kernels() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&k_avx2);
 #endif
     found.push_back(&k_portable);
+    found.push_back(&k_packed);
     return found;
 }
 

@@ -14,7 +14,8 @@
 
 namespace sdrt {
 
-constexpr int kTileRows = 32;  // rows of a left-hand side that one call takes at most
+constexpr int kTileRows = 32;   // queries that one call takes at most
+constexpr int kMostRows = 128;  // rows of a left-hand side that any call takes at most
 
 // What becomes of a product p: residual + gate * activation(p + bias). Null: without.
 struct Finish {
@@ -24,9 +25,15 @@ struct Finish {
     bool gelu = false;                // the one with tanh
 };
 
+// Keys [begin, end), all of them seen.
+struct Run {
+    int64_t begin, end;
+};
+
 struct MatrixKernel {
     const char* name;
-    int columns;  // of a panel; a multiple of 8
+    int columns;    // of a panel; a multiple of 8
+    int most_rows;  // of a left-hand side
 
     // Bytes of a panel, and of the scratch memory that a product needs.
     size_t (*panel_bytes)(int64_t depth);
@@ -41,7 +48,7 @@ struct MatrixKernel {
                  char* panel);
 
     // c [rows, columns] = a [rows, depth] times the panels, then what `finish` says; null: nothing.
-    // rows <= kTileRows.
+    // rows <= most_rows.
     void (*product)(const float* a, int64_t lda, int rows, int64_t depth, const char* panels,
                     int64_t columns, const Finish* finish, float* c, int64_t ldc, char* scratch);
 
@@ -49,6 +56,12 @@ struct MatrixKernel {
     // that counts beyond; `scale[row]` one over the sum. `padded` is a multiple of `columns`.
     void (*exponentials)(float* x, int64_t ldx, int rows, int64_t count, int64_t padded,
                          float* scale);
+
+    // out [rows, size] = softmax(q k^T) v over the keys of `runs`, for q [rows, size] and k and v
+    // [keys, size] as they are. Null: the kernel wants them packed.
+    void (*attend)(const float* q, int rows, int64_t size, const float* k, const float* v,
+                   const Run* runs, int64_t count, float* out, int64_t ldo, char* scratch);
+    size_t (*attend_bytes)(int64_t size);
 
     // y = layer normalisation of x [rows, width], without weights, times 1 + scale, plus shift.
     void (*modulate)(const float* x, int rows, int64_t width, float eps, const float* scale,

@@ -26,7 +26,7 @@ except ImportError as error:
         f"rt._C is not built or does not load ({error}); "
         "run: pip install -e . (needs a C++20 compiler)"
     ) from None
-if not hasattr(_C, "split_heads"):
+if not hasattr(_C, "rows"):
     raise ImportError(
         "rt._C is older than this source; run: pip install -e . (or setup.py build_ext)"
     )

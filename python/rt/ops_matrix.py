@@ -1,8 +1,10 @@
-"""The operators that ONNX plans of the DiT carry (csrc/onnxruntime_ops.cpp), as calls: what they
-compute, by any kernel that this processor has.
+"""The operator that ONNX plans of the DiT carry (csrc/onnxruntime_ops.cpp), as calls: what its
+steps compute (csrc/kernels/rows.h), by any kernel that this processor has. Host, float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,6 +19,26 @@ def matrix_kernels() -> list[str]:
     return names
 
 
+def rows(
+    steps: Sequence[str],
+    inputs: Sequence[Array],
+    results: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    *,
+    kernel: str | None = None,
+    threads: int = 0,
+) -> list[Array]:
+    """The values numbered `results`, of these `shapes`: inputs have the first numbers, then steps.
+
+    `kernel` is one of `matrix_kernels`, None the best one. Packs the weights on every call. Raises
+    ValueError that names the step and the operand that does not fit.
+    """
+    out = [np.empty(shape, np.float32) for shape in shapes]
+    kernel = kernel or matrix_kernels()[0]
+    _C.rows("\n".join(steps), list(inputs), list(results), out, kernel=kernel, threads=threads)
+    return out
+
+
 def linear(
     x: Array,
     weight: Array,
@@ -28,18 +50,13 @@ def linear(
     kernel: str | None = None,
     threads: int = 0,
 ) -> Array:
-    """residual + gate * activation(x weight^T + bias), on the host: the operator of ONNX plans.
+    """residual + gate * activation(x weight^T + bias).
 
-    float32 x [B, S, I], weight [O, I], bias [O], residual [B, S, O], gate [B, 1, O] -> [B, S, O].
-    `kernel` is one of `matrix_kernels`, None the best one. Packs the weight on every call.
+    x [B, S, I], weight [O, I], bias [O], residual [B, S, O], gate [B, 1, O] -> [B, S, O].
     """
-    out = np.empty((*np.shape(x)[:-1], len(weight)), np.float32)
-    kernel = kernel or matrix_kernels()[0]
-    _C.linear(
-        x, weight, bias, residual=residual, gate=gate, gelu=gelu, kernel=kernel, out=out,
-        threads=threads,
-    )  # fmt: skip
-    return out
+    step = f"linear {{}} {{}} {{}} {{}} {{}} gelu={int(gelu)}"
+    shape = (*np.shape(x)[:-1], len(weight))
+    return _one(step, (x, weight, bias, residual, gate), shape, kernel, threads)
 
 
 def attention(
@@ -51,33 +68,27 @@ def attention(
     kernel: str | None = None,
     threads: int = 0,
 ) -> Array:
-    """softmax(q k^T + mask) v with its heads joined, on the host: the operator of ONNX plans.
+    """softmax(q k^T + mask) v with its heads joined.
 
-    float32 q [B, N, S, K], k and v [B, N, M, K], mask [B, 1, 1, M] of 0 (seen) and -inf, of which
-    every row has a 0 -> [B, S, N*K]. What is hidden is not read. `kernel` as for `linear`.
+    q [B, N, S, K], k and v [B, N, M, K], mask [B, 1, 1, M] of 0 (seen) and -inf, of which every row
+    has a 0 -> [B, S, N*K]. What is hidden is not read.
     """
     batch, heads, queries, size = np.shape(q)
-    out = np.empty((batch, queries, heads * size), np.float32)
-    kernel = kernel or matrix_kernels()[0]
-    _C.attention(q, k, v, mask=mask, kernel=kernel, out=out, threads=threads)
-    return out
+    shape = (batch, queries, heads * size)
+    return _one("attention {} {} {} {}", (q, k, v, mask), shape, kernel, threads)
 
 
 def modulate(
     x: Array, scale: Array, shift: Array, *, eps: float, kernel: str | None = None, threads: int = 0
 ) -> Array:
-    """Layer normalisation of x [B, S, D] without weights, times 1 + scale, plus shift [B, 1, D]; on
-    the host, float32: the operator of ONNX plans. `kernel` as for `linear`.
-    """
-    out = np.empty(np.shape(x), np.float32)
-    kernel = kernel or matrix_kernels()[0]
-    _C.modulate(x, scale, shift, eps=eps, kernel=kernel, out=out, threads=threads)
-    return out
+    """Layer normalisation of x [B, S, D] without weights, times 1 + scale, plus shift [B, 1, D]."""
+    step = f"modulate {{}} {{}} {{}} eps={eps!r}"
+    return _one(step, (x, scale, shift), np.shape(x), kernel, threads)
 
 
 def split_heads(
     x: Array,
-    weight: Array,
+    weight: Array | None,
     rope: Array | None = None,
     *,
     heads: int,
@@ -87,11 +98,25 @@ def split_heads(
     threads: int = 0,
 ) -> Array:
     """x [B, S, N*K] normalised by its root mean square, times weight [N*K] and `factor`, complex
-    pairs (2p, 2p+1) turned by rope [B, 2, S, K/2] (cosines, sines) -> [B, N, S, K]; on the host,
-    float32: the operator of ONNX plans. `kernel` as for `linear`.
+    pairs (2p, 2p+1) turned by rope [B, 2, S, K/2] (cosines, sines) -> [B, N, S, K]. Without
+    `weight` cut into heads and no more.
     """
     batch, tokens, width = np.shape(x)
-    out = np.empty((batch, heads, tokens, width // heads), np.float32)
-    kernel = kernel or matrix_kernels()[0]
-    _C.split_heads(x, weight, rope, eps=eps, factor=factor, kernel=kernel, out=out, threads=threads)
+    step = f"heads {{}} {{}} {{}} heads={heads} eps={eps!r} factor={factor!r}"
+    shape = (batch, heads, tokens, width // heads)
+    return _one(step, (x, weight, rope), shape, kernel, threads)
+
+
+def _one(
+    step: str,
+    operands: Sequence[Array | None],
+    shape: tuple[int, ...],
+    kernel: str | None,
+    threads: int,
+) -> Array:
+    """A chain of one step, whose `{}` stand for its operands in order."""
+    given = [a for a in operands if a is not None]
+    numbers = iter(range(len(given)))
+    text = step.format(*("-" if a is None else next(numbers) for a in operands))
+    (out,) = rows([text], given, [len(given)], [shape], kernel=kernel, threads=threads)
     return out

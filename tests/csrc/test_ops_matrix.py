@@ -179,8 +179,11 @@ def test_what_does_not_fit_is_refused() -> None:
     q, k = np.zeros((1, 2, 3, 4), np.float32), np.zeros((1, 2, 5, 4), np.float32)
     with pytest.raises(ValueError, match="kernel"):
         ops_matrix.attention(q, k, k, kernel="abacus")
-    for wrong in (k[:, :1], k[..., :3], k.astype(np.float64), k[:, :, ::2]):
-        with pytest.raises(ValueError, match="v"):
+    for wrong in (k[:, :1], k[..., :3], k[:, :, :2].copy()):
+        with pytest.raises(ValueError, match=r"step 0 \(attention\): v: got \["):
+            ops_matrix.attention(q, k, np.ascontiguousarray(wrong))
+    for wrong in (k.astype(np.float64), k[:, :, ::2]):
+        with pytest.raises(ValueError, match="inputs: got"):
             ops_matrix.attention(q, k, wrong)
     with pytest.raises(ValueError, match="mask"):
         ops_matrix.attention(q, k, k, np.zeros((1, 5), np.float32))
@@ -189,3 +192,71 @@ def test_what_does_not_fit_is_refused() -> None:
         ops_matrix.linear(x, weight, bias[:5])
     with pytest.raises(ValueError, match="gate"):
         ops_matrix.linear(x, weight, bias, gate=np.zeros((1, 1, 6), np.float32))
+
+
+@FEW
+@given(
+    st.sampled_from(KERNELS), st.integers(1, 3), st.integers(1, 140), st.integers(1, 3),
+    st.integers(1, 5), st.integers(1, 70), st.integers(1, 4),
+)  # fmt: skip
+def test_a_chain_is_its_steps_one_after_another(
+    kernel: str, batch: int, tokens: int, heads: int, pairs: int, keys: int, threads: int
+) -> None:
+    size = 2 * pairs
+    width = heads * size
+    x, gate = normal(1, batch, tokens, width), normal(2, batch, 1, width)
+    scale, shift = normal(3, batch, 1, width), normal(4, batch, 1, width)
+    rope = normal(5, batch, 2, tokens, pairs)
+    k, v = normal(6, batch, heads, keys, size), normal(7, batch, heads, keys, size)
+    weights = [normal(8 + n, width, width) / np.float32(width) for n in range(2)]
+    bias, gain = normal(10, width), normal(11, width)
+    inputs = [x, scale, shift, *weights, bias, gain, rope, k, v, gate]
+    steps = [
+        "modulate 0 1 2 eps=1e-06",
+        "linear 11 3 5 - - gelu=1",
+        f"heads 12 6 7 heads={heads} eps=1e-06 factor=0.5",
+        "attention 13 8 9 -",
+        "linear 14 4 5 0 10 gelu=0",
+        "norm 15 6 5 eps=1e-06",
+        f"heads 16 - - heads={heads} eps=0 factor=1",
+    ]
+    cut = (batch, heads, tokens, size)
+    chain = ops_matrix.rows(steps, inputs, [15, 17], [x.shape, cut], kernel=kernel, threads=threads)
+    a = ops_matrix.modulate(x, scale, shift, eps=1e-6, kernel=kernel)
+    a = ops_matrix.linear(a, weights[0], bias, gelu=True, kernel=kernel)
+    q = ops_matrix.split_heads(a, gain, rope, heads=heads, eps=1e-6, factor=0.5, kernel=kernel)
+    a = ops_matrix.attention(q, k, v, kernel=kernel)
+    a = ops_matrix.linear(a, weights[1], bias, residual=x, gate=gate, kernel=kernel)
+    assert np.array_equal(chain[0], a)
+    (normed,) = ops_matrix.rows(
+        ["norm 0 1 2 eps=1e-06"], [a, gain, bias], [3], [x.shape], kernel=kernel
+    )
+    wide = a.astype(np.float64)
+    plain = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    assert np.allclose(normed, plain * gain + bias, atol=1e-4, rtol=1e-4)
+    assert np.array_equal(chain[1], normed.reshape(batch, tokens, heads, size).swapaxes(1, 2))
+
+
+@pytest.mark.parametrize(
+    "steps, told",
+    [
+        ("", "no steps"),
+        ("conv 0 1 2", "no such kind"),
+        ("modulate 0 1", "no shift"),
+        ("modulate 0 1 - eps=1", "shift may not be absent"),
+        ("modulate 0 1 x eps=1", "got x, expected a number"),
+        ("modulate 0 1 2 eps=much", "got much, expected a number"),
+        ("modulate 0 1 2 epsilon=1", "expected eps="),
+        ("modulate 0 1 2 eps=1 more", "did not expect more"),
+        ("modulate 0 1 3 eps=1", "shift: no such value"),
+        ("modulate 3 1 2 eps=1", "x: no such value"),
+        ("modulate 0 1 1 eps=1\nmodulate 3 1 4 eps=1", "shift: no such value"),
+        ("heads 0 - - heads=3 eps=0 factor=1", "expected a multiple of 3 heads"),
+        ("heads 0 - - heads=2 eps=0 factor=1\nmodulate 3 1 2 eps=1", "x: cut into heads"),
+        ("attention 0 1 2 -", "q: got"),
+    ],
+)
+def test_steps_that_mean_nothing_are_refused(steps: str, told: str) -> None:
+    x, part = np.zeros((1, 3, 4), np.float32), np.zeros((1, 1, 4), np.float32)
+    with pytest.raises(ValueError, match=told):
+        ops_matrix.rows(steps.split("\n"), [x, part, part], [3], [x.shape])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import filecmp
 import json
@@ -353,3 +354,20 @@ def test_another_window_changes_the_rings(tmp_path: Path) -> None:
     block = next(unit for unit in manifest.chain if unit.kind == "block").plans["step"]
     assert {state.shape for state in block.state} == {("B", 2, 4 * 16, 16)}
     assert (manifest.window.frames, manifest.window.sinks) == (4, 1)
+
+
+def test_what_makes_a_plan_is_part_of_its_key() -> None:
+    folder = Path(build.__file__).parent
+    reached: set[str] = set()
+    waiting = ["backends", "units", "weights"]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached and (path := folder / f"{name}.py").is_file():
+            reached.add(name)
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module == "export":
+                    waiting += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("export."):
+                    waiting.append(str(node.module).removeprefix("export."))
+    assert {"lowering", "rows", "onnx", "engines", "inductor", "precision"} <= reached
+    assert reached & build.NO_PLAN == {"options"}  # whose values are in the key
