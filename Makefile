@@ -77,17 +77,31 @@ ptxas:
 	$(PYTHON) csrc/ptxas.py
 
 # Prepares, checks and measures on the GPU present, in sections of at most 8 minutes; rows go to
-# bench/results/, and what is there is not repeated. A Python that has torch and CuPy is used as it is.
+# $(RESULTS), and what is there is not repeated. A Python that has torch and CuPy is used as it is.
+# WITHIN: seconds after which no more is begun.
+RESULTS ?= bench/results
+WITHIN  ?=
+MEASURE  = -m bench.gpu --results "$(RESULTS)" $(if $(WITHIN),--within $(WITHIN)) \
+  $(if $(filter gpu-quick,$@),--quick)
+
+ifneq ($(filter gpu gpu-quick,$(MAKECMDGOALS)),)
+HAS_CUPY := $(shell $(PYTHON) -c "import torch, cupy" 2>/dev/null && echo yes)
+ifeq ($(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),)
+# GNU make ends with 2 whatever failed, and with 1 only where it was asked (-q) whether all is up to
+# date, and it is not. It then runs nothing, so what is wrong is said here.
+$(shell echo "make $(firstword $(filter gpu gpu-quick,$(MAKECMDGOALS))): this machine has no" \
+  "NVIDIA GPU that nvidia-smi can list" >&2)
+MAKEFLAGS := q$(MAKEFLAGS)
+endif
+endif
+ifdef HAS_CUPY
 gpu gpu-quick:
-	$(if $(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),,\
-	  $(error make $@: this machine has no NVIDIA GPU that nvidia-smi can list))
-	@if $(PYTHON) -c "import torch, cupy" 2>/dev/null; then \
-	  PYTHONPATH=python:. $(PYTHON) -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
-	else \
-	  $(MAKE) $(VENV)/test.stamp && \
-	  $(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13" && \
-	  $(BIN)/python -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
-	fi
+	PYTHONPATH=python:. $(PYTHON) $(MEASURE)
+else
+gpu gpu-quick: $(VENV)/test.stamp
+	$(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13"
+	$(BIN)/python $(MEASURE)
+endif
 
 # docs/performance.md from the rows of build/bench (this machine's processor) and bench/results.
 performance: $(VENV)/test.stamp
