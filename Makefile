@@ -78,7 +78,7 @@ ptxas:
 
 # Prepares, checks and measures on the GPU present, in sections of at most 8 minutes; rows go to
 # $(RESULTS), and what is there is not repeated. A Python that has torch and CuPy is used as it is.
-# WITHIN: seconds after which no more is begun.
+# WITHIN: seconds after which it ends. COMMIT: which sources these are, where they are no repository.
 RESULTS ?= bench/results
 WITHIN  ?=
 MEASURE  = -m bench.gpu --results "$(RESULTS)" $(if $(WITHIN),--within $(WITHIN)) \

@@ -69,14 +69,17 @@ def compile_all(cases: Sequence[Case], precision: str, root: Path) -> Iterator[R
             for unit, phase in graphs(case):
                 name = f"{case.name}: {unit} {phase} compiled"
                 jobs[pool.submit(_compiled, case, precision, root, unit, phase)] = name
-        for job in as_completed(jobs):
-            error = job.exception()
-            note = f"{workers} beside each other"
-            yield (
-                failed(jobs[job], error)
-                if error is not None
-                else Reading(jobs[job], job.result(), "s", reason=note)
-            )
+        try:
+            for job in as_completed(jobs):
+                error = job.exception()
+                note = f"{workers} beside each other, without max-autotune"
+                yield (
+                    failed(jobs[job], error)
+                    if error is not None
+                    else Reading(jobs[job], job.result(), "s", reason=note)
+                )
+        finally:  # where time is up, what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def graphs(case: Case) -> list[tuple[str, str]]:

@@ -37,8 +37,10 @@ class Measure:
 
     @property
     def limit_s(self) -> int:
-        """When it is stopped: no expectation here has been measured, so at twice the time."""
-        return min(SECTION_S - 20, max(30, 2 * self.seconds))
+        """When it is stopped: no expectation here has been measured, so at twice the time, and not
+        before libraries are read from a disk that nobody has read yet.
+        """
+        return min(SECTION_S - 20, max(60, 2 * self.seconds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,18 +15,28 @@ from bench.table import command
 Launch = Callable[[], object]
 
 
+WARM_S = 0.05
+"""Launches of so long are not counted: a GPU that waited has slow clocks."""
+CACHE_BYTES = 1 << 28
+"""More than any cache holds."""
+
+
 def median_ms(launch: Launch, runs: int = 20, repeat: int = 1) -> float:
-    """Median time of one launch by events, after three that are not counted."""
+    """Median time of one launch by events, with nothing of it in the caches."""
     return statistics.median(times_ms(launch, runs, repeat))
 
 
 def times_ms(launch: Launch, runs: int, repeat: int = 1) -> list[float]:
-    """Times of single launches; short ones are repeated between two events."""
-    for _ in range(3):
+    """Times of single launches; `repeat` of them between two events."""
+    other = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
+    begin, warmed = time.perf_counter(), 0
+    while warmed < 3 or time.perf_counter() - begin < WARM_S:
         launch()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        warmed += 1
     found = []
     for _ in range(runs):
+        other.zero_()  # in a chain, too, a unit finds its weights and state in memory
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
