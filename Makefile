@@ -85,22 +85,22 @@ MEASURE  = -m bench.gpu --results "$(RESULTS)" $(if $(WITHIN),--within $(WITHIN)
   $(if $(filter gpu-quick,$@),--quick)
 
 ifneq ($(filter gpu gpu-quick,$(MAKECMDGOALS)),)
-HAS_CUPY := $(shell $(PYTHON) -c "import torch, cupy" 2>/dev/null && echo yes)
 ifeq ($(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),)
 # GNU make ends with 2 whatever failed, and with 1 only where it was asked (-q) whether all is up to
 # date, and it is not. It then runs nothing, so what is wrong is said here.
 $(shell echo "make $(firstword $(filter gpu gpu-quick,$(MAKECMDGOALS))): this machine has no" \
   "NVIDIA GPU that nvidia-smi can list" >&2)
 MAKEFLAGS := q$(MAKEFLAGS)
-endif
-endif
-ifdef HAS_CUPY
+gpu gpu-quick:
+	@false
+else ifeq ($(shell $(PYTHON) -c "import torch, cupy" >/dev/null 2>&1 && echo yes),yes)
 gpu gpu-quick:
 	PYTHONPATH=python:. $(PYTHON) $(MEASURE)
 else
 gpu gpu-quick: $(VENV)/test.stamp
 	$(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13"
 	$(BIN)/python $(MEASURE)
+endif
 endif
 
 # docs/performance.md from the rows of build/bench (this machine's processor) and bench/results.

@@ -59,7 +59,7 @@ def test_without_a_gpu_one_line_and_exit_code_1(
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
-    "words", [["gpu"], ["gpu-quick"], ["-j4", "gpu", "lint"], ["-k", "gpu", "RESULTS=x", "PORT=1"]]
+    "words", [["gpu"], ["gpu-quick"], ["-j4", "gpu"], ["-k", "gpu", "RESULTS=x", "PORT=1"]]
 )
 def test_make_without_a_gpu_is_one_line_and_exit_code_1(words: list[str], tmp_path: Path) -> None:
     """GNU make itself would end with 2."""
@@ -591,7 +591,8 @@ def test_a_stream_that_is_refused_or_breaks_does_not_take_the_next_reading_with_
 
     refusal, broken = AdmissionRefused("too slow"), StageFailed("cuda:0", 0, 1, "broke")
     assert [r.outcome for r in streams.kept("k", breaks(refusal))] == ["measured", "refused"]
-    assert [r.outcome for r in streams.kept("k", breaks(broken))] == ["measured", "failed"]
+    for error in (broken, RuntimeError("CUDA out of memory")):
+        assert [r.outcome for r in streams.kept("k", breaks(error))] == ["measured", "failed"]
     with pytest.raises(TypeError):
         list(streams.kept("k", breaks(TypeError("a slip of ours"))))
 
@@ -632,6 +633,17 @@ def test_an_engine_is_built_or_refused_and_anything_else_breaks(
     monkeypatch.setattr(streams, "build", build(MemoryError("full")))
     with pytest.raises(MemoryError):
         list(streams.built(case, tmp_path, "bf16"))
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers: int, mp_context: Any) -> None:
+            assert mp_context.get_start_method() == "spawn"
+            super().__init__(workers)
+
+    monkeypatch.setattr(streams, "ProcessPoolExecutor", Pool)
+    (broken,) = streams.build_all([case], "bf16", tmp_path)
+    assert (broken.name, broken.outcome) == (f"{case.name}: engine built", "failed")
+    monkeypatch.setattr(streams, "build", build(None))
+    assert [r.outcome for r in streams.build_all([case], "bf16", tmp_path)] == ["measured"] * 2
 
 
 class Fake:

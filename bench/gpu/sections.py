@@ -41,27 +41,30 @@ def everything(rows: Rows) -> tuple[Section, ...]:
     """
     built = WORK / f"extension-{machine.code_digest()}"
     ours = ("extension",)
-    first, second = "packages 1", "packages 2"
-    package = dict.fromkeys((WIDE, SQUARE), first) | dict.fromkeys((*SMALL, LARGE), second)
+    rounds = {1: (WIDE, SQUARE), 2: (*SMALL, LARGE)}
+    number = {model: n for n, models in rounds.items() for model in models}
 
-    def packages(name: str) -> Measure:
-        models = [m for m, where in package.items() if where == name]
-        what = f"compiled beside each other: {', '.join(map(_words, models))}"
-        stamp = WORK / f"{name.replace(' ', '-')}-{built.name}"
-        return Measure(name, what, 220, _packages(models, stamp), ours, stamp)
+    def packages(n: int) -> Measure:
+        what = f"compiled beside each other: {', '.join(map(_words, rounds[n]))}"
+        stamp = WORK / f"packages-{n}-{built.name}"
+        return Measure(f"packages {n}", what, 180, _packages(rounds[n], stamp), ours, stamp)
+
+    def engines(n: int) -> Measure:
+        models = [model for model in rounds[n] if model in MODELS]
+        what = f"random weights, built beside each other: {', '.join(map(_words, models))}"
+        stamp, needs = WORK / f"engines-{n}-{built.name}", (*ours, f"packages {n}")
+        return Measure(f"engines {n}", what, 120, _engines(models, stamp), needs, stamp)
 
     def units(m: Model, seconds: int = 60) -> Measure:
         what = "each unit, steps, VAE, memory"
-        return Measure(f"units {_words(m)}", what, seconds, _units(m, rows), (*ours, package[m]))
+        return Measure(f"units {_words(m)}", what, seconds, _units(m, rows), needs(m, "packages"))
 
-    def engine(m: Model) -> Measure:
-        where = WORK / "engines" / _words(m).replace(" ", "-") / "manifest.json"
-        what, needs = "seeded random weights, built", (*ours, package[m])
-        return Measure(f"engine {_words(m)}", what, 120, _engine(m), needs, where)
+    def needs(m: Model, product: str) -> tuple[str, ...]:
+        return (*ours, f"{product} {number[m]}")
 
     def stream(m: Model, steps: int) -> Measure:
-        name, needs = f"stream {_words(m)}, {steps} steps", (*ours, f"engine {_words(m)}")
-        return Measure(name, "end to end", 150 if steps == 2 else 70, _streams(m, steps), needs)
+        name, seconds = f"stream {_words(m)}, {steps} steps", 140 if steps == 2 else 60
+        return Measure(name, "end to end", seconds, _streams(m, steps), needs(m, "engines"))
 
     quick = (
         Measure("ceilings", "copy, bf16 product, convolution", 25, _ceilings),
@@ -81,25 +84,26 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         for tool in ("memcheck", "racecheck")
     ]
     logical = "stages and sessions on one GPU"
-    shared = Measure("logical devices", logical, 200, _logical, (*ours, f"engine {_words(WIDE)}"))
+    shared = Measure("logical devices", logical, 200, _logical, needs(WIDE, "engines"))
     return (
         Section("quick", quick),
-        *pack("packages", [packages(first)]),
-        *pack("wide", [units(WIDE)]),
-        *pack("wide-stream", [engine(WIDE), stream(WIDE, 1)]),
-        *pack("square-stream", [engine(SQUARE), stream(SQUARE, 1)]),
-        *pack("live", [stream(WIDE, 2)]),
+        Section("packages", (packages(1),)),
+        Section("wide", (units(WIDE),)),
+        Section("engines", (engines(1),)),
+        Section("square-stream", (stream(SQUARE, 1),)),
+        Section("wide-stream", (stream(WIDE, 1),)),
+        Section("live", (stream(WIDE, 2),)),
         *pack("checks", checks),
-        *pack("square", [units(SQUARE)]),
-        *pack("small-packages", [packages(second)]),
-        *pack("large", [units(LARGE, 90)]),
-        *(s for i, m in enumerate(SMALL) for s in pack(f"small-{i + 1}", [units(m)])),
-        *pack("small-engine", [engine(SMALL[0])]),
+        Section("square", (units(SQUARE),)),
+        Section("small-packages", (packages(2),)),
+        Section("large", (units(LARGE, 90),)),
+        *(Section(f"small-{i}", (units(m),)) for i, m in enumerate(SMALL, 1)),
+        Section("small-engines", (engines(2),)),
         *pack("streams", [stream(WIDE, 4), stream(SQUARE, 2), stream(SQUARE, 4)]),
         *pack("small-streams", [stream(SMALL[0], n) for n in (1, 2, 4)]),
-        *pack("logical", [shared]),
+        Section("logical", (shared,)),
         *pack("backends", probes),
-        *pack("small-square", [engine(SMALL[1]), *(stream(SMALL[1], n) for n in (1, 2, 4))]),
+        *pack("small-square-streams", [stream(SMALL[1], n) for n in (1, 2, 4)]),
         *pack("sanitizers", sanitized),
     )
 
@@ -268,14 +272,29 @@ def _packages(models: Sequence[Model], stamp: Path) -> Taking:
         from bench.gpu.cases import Case
         from bench.gpu.packages import compile_all
 
-        broken = 0
-        for reading in compile_all([Case(*model) for model in models], PRECISION, WORK):
-            broken += reading.value is None
-            yield reading
-        if not broken:
-            stamp.touch()
+        return _stamped(compile_all([Case(*model) for model in models], PRECISION, WORK), stamp)
 
     return take
+
+
+def _engines(models: Sequence[Model], stamp: Path) -> Taking:
+    def take() -> Iterable[Reading]:
+        from bench.gpu.cases import Case
+        from bench.gpu.streams import build_all
+
+        return _stamped(build_all([Case(*model) for model in models], PRECISION, WORK), stamp)
+
+    return take
+
+
+def _stamped(readings: Iterable[Reading], stamp: Path) -> Iterator[Reading]:
+    """The readings; and `stamp` is left where none of them failed."""
+    broken = 0
+    for reading in readings:
+        broken += reading.outcome == "failed"
+        yield reading
+    if not broken:
+        stamp.touch()
 
 
 def _check(tool: str) -> Taking:
@@ -301,16 +320,6 @@ def _units(model: Model, rows: Rows) -> Taking:
         peak = rows.newest().get(PRODUCT)
         value = peak.reading.value if peak else None
         return readings(Case(*model), PRECISION, value, WORK)
-
-    return take
-
-
-def _engine(model: Model) -> Taking:
-    def take() -> Iterable[Reading]:
-        from bench.gpu.cases import Case
-        from bench.gpu.streams import built
-
-        return built(Case(*model), WORK, PRECISION)
 
     return take
 

@@ -7,10 +7,11 @@ Engines have seeded random weights and no text encoder: prompts are embeddings.
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from unittest.mock import patch
 
@@ -80,7 +81,7 @@ def kept(name: str, take: Callable[[], Iterable[Reading]]) -> Iterator[Reading]:
         yield from take()
     except AdmissionRefused as error:
         yield refused(name, error)
-    except Error as error:
+    except (Error, RuntimeError) as error:  # of torch and CuPy: no memory
         yield failed(name, error)
 
 
@@ -112,6 +113,23 @@ def built(case: Case, root: Path, precision: str) -> Iterator[Reading]:
     yield Reading(name, time.perf_counter() - start, "s", reason="of compiled packages")
     stored = sum(path.stat().st_size for path in directory.iterdir())
     yield Reading(f"{case.name}: bytes of the engine", stored / 1e9, "GB")
+
+
+def build_all(cases: Sequence[Case], precision: str, root: Path) -> Iterator[Reading]:
+    """Engines beside each other: a build keeps one core busy with hashes and casts."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(cases), mp_context=context) as pool:
+        jobs = {pool.submit(_built, case, root, precision): case for case in cases}
+        for job in as_completed(jobs):
+            error = job.exception()
+            if error is None:
+                yield from job.result()
+            else:
+                yield failed(f"{jobs[job].name}: engine built", error)
+
+
+def _built(case: Case, root: Path, precision: str) -> list[Reading]:
+    return list(built(case, root, precision))
 
 
 def embeddings(case: Case, folder: Path) -> Path:
