@@ -77,17 +77,31 @@ ptxas:
 	$(PYTHON) csrc/ptxas.py
 
 # Prepares, checks and measures on the GPU present, in sections of at most 8 minutes; rows go to
-# bench/results/, and what is there is not repeated. A Python that has torch and CuPy is used as it is.
+# $(RESULTS), and what is there is not repeated. A Python that has torch and CuPy is used as it is.
+# WITHIN: seconds after which it ends. COMMIT: which sources these are, where they are no repository.
+RESULTS ?= bench/results
+WITHIN  ?=
+MEASURE  = -m bench.gpu --results "$(RESULTS)" $(if $(WITHIN),--within $(WITHIN)) \
+  $(if $(filter gpu-quick,$@),--quick)
+
+ifneq ($(filter gpu gpu-quick,$(MAKECMDGOALS)),)
+ifeq ($(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),)
+# GNU make ends with 2 whatever failed, and with 1 only where it was asked (-q) whether all is up to
+# date, and it is not. It then runs nothing, so what is wrong is said here.
+$(shell echo "make $(firstword $(filter gpu gpu-quick,$(MAKECMDGOALS))): this machine has no" \
+  "NVIDIA GPU that nvidia-smi can list" >&2)
+MAKEFLAGS := q$(MAKEFLAGS)
 gpu gpu-quick:
-	$(if $(shell nvidia-smi --list-gpus 2>/dev/null | grep '^GPU'),,\
-	  $(error make $@: this machine has no NVIDIA GPU that nvidia-smi can list))
-	@if $(PYTHON) -c "import torch, cupy" 2>/dev/null; then \
-	  PYTHONPATH=python:. $(PYTHON) -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
-	else \
-	  $(MAKE) $(VENV)/test.stamp && \
-	  $(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13" && \
-	  $(BIN)/python -m bench.gpu $(if $(filter gpu-quick,$@),--quick); \
-	fi
+	@false
+else ifeq ($(shell $(PYTHON) -c "import torch, cupy" >/dev/null 2>&1 && echo yes),yes)
+gpu gpu-quick:
+	PYTHONPATH=python:. $(PYTHON) $(MEASURE)
+else
+gpu gpu-quick: $(VENV)/test.stamp
+	$(PIP) "cupy-cuda$$(nvcc --version | sed -n 's/.*release \([0-9]*\).*/\1/p')x>=13"
+	$(BIN)/python $(MEASURE)
+endif
+endif
 
 # docs/performance.md from the rows of build/bench (this machine's processor) and bench/results.
 performance: $(VENV)/test.stamp

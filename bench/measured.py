@@ -26,7 +26,8 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {row['name']} | {value} | {limit} | {row['runs']} | {row['note']} |"
     about = rows[0]["machine"]
     yield ""
-    where = f"{about['processor']}, {about['cores']} cores"
+    kernel = f" ({about['kernel']})" if about.get("kernel") else ""
+    where = f"{about['processor']}{kernel}, {about['cores']} cores"
     yield f"{where}; {about['date']}, commit {about['commit']}."
 
 

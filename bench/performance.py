@@ -40,8 +40,9 @@ def gpu_rows(folder: Path) -> list[Rows]:
 
 
 def cpu_rows(folder: Path) -> dict[str, list[CpuRow]]:
-    """Title of a benchmark on the processor -> its rows."""
-    return _tables(sorted((folder / "cpu").glob("*.jsonl")))
+    """Title of a benchmark on the processor, and its kernel where it is known -> its rows."""
+    paths = sorted((folder / "cpu").rglob("*.jsonl"), key=lambda path: (path.name, path.parent))
+    return _tables(paths, kernels=True)
 
 
 def device_rows(folder: Path) -> dict[str, list[CpuRow]]:
@@ -54,12 +55,14 @@ def simulated_rows(folder: Path) -> dict[str, list[CpuRow]]:
     return _tables(sorted((folder / "simulated").glob("*.jsonl")))
 
 
-def _tables(paths: Iterable[Path]) -> dict[str, list[CpuRow]]:
+def _tables(paths: Iterable[Path], kernels: bool = False) -> dict[str, list[CpuRow]]:
     found: dict[str, list[CpuRow]] = {}
     for path in paths:
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            found.setdefault(row["benchmark"], []).append(row)
+            kernel = row["machine"].get("kernel", "") if kernels else ""
+            title = f"{row['benchmark']} ({kernel})" if kernel else row["benchmark"]
+            found.setdefault(title, []).append(row)
     return found
 
 
@@ -115,7 +118,9 @@ def comparison(found: Sequence[Compared]) -> list[str]:
         t = c.target
         numbers = (c.value, t.published, t.commit, t.moonshot, t.limit, c.share)
         cells = " | ".join(number(value) for value in numbers)
-        remark = f" ({c.reason})" if c.value is None and c.reason != "no row" else ""
+        remark = (
+            f" ({c.reason.replace('|', '/')})" if c.value is None and c.reason != "no row" else ""
+        )
         lines.append(f"| {t.name} | {t.unit} | {cells} | {c.verdict}{remark} |")
     return [*lines, ""]
 
@@ -125,13 +130,15 @@ def readings(newest: Mapping[str, Row]) -> list[str]:
     lines = ["| reading | value | unit | limit | remark |", "|---|---|---|---|---|"]
     for name, row in newest.items():
         r = row.reading
-        lines.append(f"| {name} | {number(r.value)} | {r.unit} | {number(r.limit)} | {r.reason} |")
+        remark = r.reason.replace("|", "/")
+        lines.append(f"| {name} | {number(r.value)} | {r.unit} | {number(r.limit)} | {remark} |")
     return [*lines, ""]
 
 
 def processor(title: str, rows: Sequence[CpuRow]) -> list[str]:
     """One benchmark as a table, with the machine that it ran on."""
-    about = "; ".join(f"{name} {value}" for name, value in rows[0]["machine"].items())
+    told = ((name, value) for name, value in rows[0]["machine"].items() if value != "")
+    about = "; ".join(f"{name} {value}" for name, value in told)
     lines = [
         f"### {title}\n",
         f"{about}\n",
@@ -146,10 +153,14 @@ def processor(title: str, rows: Sequence[CpuRow]) -> list[str]:
 
 
 def collect(source: Path, folder: Path) -> None:
-    """Take the processor's rows into the repository."""
-    (folder / "cpu").mkdir(parents=True, exist_ok=True)
+    """Take the processor's rows into the repository, those of each kernel into a folder of theirs:
+    rows of another kind of processor stay beside them.
+    """
     for path in sorted(source.glob("*.jsonl")):
-        shutil.copy(path, folder / "cpu" / path.name)
+        about = json.loads(path.read_text().splitlines()[0])["machine"]
+        target = folder / "cpu" / about.get("kernel", "") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
 
 
 def write(folder: Path, target: Path) -> None:

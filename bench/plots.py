@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.compare import compare
 from bench.gpu.record import Reading, Rows
+from bench.gpu.targets import ALL
 
 STEPS = re.compile(r"(?P<model>.+): FPS, (?P<steps>\d) steps")
 SCALING = re.compile(r"(?P<model>.+): FPS of 1 sessions on (?P<devices>\d) logical devices")
@@ -24,20 +25,25 @@ Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 
 def draw(gpus: Sequence[Rows], cpus: Tables, simulated: Tables, folder: Path) -> list[str]:
     """File names of the plots, in the order of the page."""
-    readings = [
-        row.reading
-        for rows in gpus
-        for row in rows.newest().values()
-        if row.reading.value is not None
-    ]
+    readings = [reading for rows in gpus for reading in _named(rows, len(gpus) > 1)]
     drawn = [
         _units(readings, folder),
-        _fps(gpus, readings, folder),
+        _fps(readings, folder),
         _latency(readings, folder),
         _scaling(readings, simulated, folder),
         _processor(cpus, folder),
     ]
     return [name for name in drawn if name]
+
+
+def _named(rows: Rows, several: bool) -> list[Reading]:
+    """What was measured on one GPU; with its name before it where there are several."""
+    found = []
+    for row in rows.newest().values():
+        if row.reading.value is not None:
+            gpu = f"{row.machine.get('name', '')}, " if several else ""
+            found.append(replace(row.reading, name=gpu + row.reading.name))
+    return found
 
 
 def _figure() -> tuple[Any, Any]:
@@ -72,7 +78,7 @@ def _units(readings: Sequence[Reading], folder: Path) -> str:
     return _save(figure, folder, "performance-units.svg")
 
 
-def _fps(gpus: Sequence[Rows], readings: Sequence[Reading], folder: Path) -> str:
+def _fps(readings: Sequence[Reading], folder: Path) -> str:
     """FPS end to end against steps, with the published numbers as crosses."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for r in readings:
@@ -83,9 +89,9 @@ def _fps(gpus: Sequence[Rows], readings: Sequence[Reading], folder: Path) -> str
     figure, axes = _figure()
     for model, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), marker="o", label=model)
-    for c in compare(gpus[0].newest()):
-        if (m := STEPS.fullmatch(c.target.name)) and c.target.published is not None:
-            axes.plot(int(m["steps"]), c.target.published, "kx")
+    for target in ALL:
+        if (m := STEPS.fullmatch(target.name)) and target.published is not None:
+            axes.plot(int(m["steps"]), target.published, "kx")
     axes.plot([], [], "kx", label="published, one H100")
     axes.set_xlabel("denoising steps")
     axes.set_ylabel("frames/s")
@@ -134,13 +140,23 @@ def _scaling(readings: Sequence[Reading], simulated: Tables, folder: Path) -> st
 
 
 def _processor(cpus: Tables, folder: Path) -> str:
-    """Milliseconds a chunk spends in each unit of the demonstration engine."""
-    rows = [r for title, rows in cpus.items() if title.startswith("stream") for r in rows]
-    units = [r for r in rows if r["unit"] == "ms/chunk"]
-    if not units:
+    """Milliseconds a chunk spends in each unit of the demonstration engine, on each processor."""
+    tables = {
+        title: [(r["name"], r["value"]) for r in rows if r["unit"] == "ms/chunk"]
+        for title, rows in cpus.items()
+        if title.startswith("stream")
+    }
+    tables = {title: units for title, units in tables.items() if units}
+    if not tables:
         return ""
     figure, axes = _figure()
-    axes.barh([r["name"] for r in units], [r["value"] for r in units])
+    names = list(dict.fromkeys(name for units in tables.values() for name, _ in units))
+    thick = 0.8 / len(tables)
+    for i, (title, units) in enumerate(tables.items()):
+        places = [names.index(name) + thick * (i - (len(tables) - 1) / 2) for name, _ in units]
+        axes.barh(places, [value for _, value in units], thick, label=title)
+    axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("ms per chunk, on the processor")
     axes.invert_yaxis()
+    axes.legend(fontsize="x-small")
     return _save(figure, folder, "performance-processor.svg")

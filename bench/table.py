@@ -85,12 +85,16 @@ def command(*words: str) -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """What the numbers depend on."""
+    """What the numbers depend on. `kernel` is the one for matrix products, "" where there is none
+    of ours: "Intel(R) Xeon(R) Processor" may be one with AMX or without. Where the sources are no
+    repository, the variable COMMIT says which they are.
+    """
     return {
         "processor": _processor(),
+        "kernel": _kernel(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "commit": command("git", "rev-parse", "--short", "HEAD"),
+        "commit": command("git", "rev-parse", "--short", "HEAD") or os.environ.get("COMMIT", ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -112,6 +116,14 @@ def publish(title: str, rows: Sequence[Row], path: Path) -> None:
     ]
     path.write_text("\n".join(lines) + "\n")
     print(f"written to {path}")
+
+
+def _kernel() -> str:
+    try:
+        from rt.ops_matrix import matrix_kernels
+    except ImportError:  # the extension is not built yet
+        return ""
+    return matrix_kernels()[0]
 
 
 def _processor() -> str:

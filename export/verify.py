@@ -30,7 +30,6 @@ from rt.backends.onnxruntime import session_options
 from rt.devices import Device
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
-from rt.media import moving_scene
 
 HOST = Device("cpu", 0, 2)
 
@@ -117,6 +116,8 @@ def _embeddings(manifest: Manifest, run: Run) -> NDArray[np.float32]:
 
 def _pictures(height: int, width: int, chunks: int) -> list[NDArray[np.float32]]:
     """A moving scene: pixels [1, 3, 1 | 4, H, W] in [-1, 1]."""
+    from rt.media import moving_scene  # and PyAV with it, which a machine that builds may lack
+
     scene = moving_scene(height, width, 16.0, (1 + 4 * chunks) / 16)
     frames = [frame.rgb for frame in islice(scene, 1 + 4 * (chunks - 1))]
     video = np.stack(frames).astype(np.float32).transpose(3, 0, 1, 2)[None] / 127.5 - 1

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.gpu.record import Row
-from bench.gpu.targets import ALL, PUBLISHED, TARGETS, Target
+from bench.gpu.targets import ALL, GPU, PUBLISHED, TARGETS, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +19,18 @@ class Compared:
     target: Target
     value: float | None
     reason: str
+    gpu: str = GPU
 
     @property
     def verdict(self) -> str:
-        """Which mark was reached, best first."""
+        """Which mark was reached, best first. There are none for another GPU."""
         if self.value is None:
             return "not measured"
         marks = (("moonshot", self.target.moonshot), ("commit", self.target.commit))
+        if self.target.commit is None or GPU not in self.gpu:
+            return f"no mark for {self.gpu}" if GPU not in self.gpu else "no mark"
         for name, mark in marks:
-            if _reaches(self.value, mark, self.target.larger_is_better):
+            if mark is not None and _reaches(self.value, mark, self.target.larger_is_better):
                 return name
         return "missed"
 
@@ -63,7 +66,8 @@ def compare(rows: Mapping[str, Row], targets: Sequence[Target] = ALL) -> tuple[C
         reading = row.reading
         if reading.value is not None and reading.unit != target.unit:
             raise ValueError(f"{target.name}: got {reading.unit}, expected {target.unit}")
-        found.append(Compared(target, reading.value, reading.reason))
+        gpu = row.machine.get("name", "")
+        found.append(Compared(target, reading.value, reading.reason, gpu))
     return tuple(found)
 
 

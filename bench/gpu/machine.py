@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import re
+from collections.abc import Mapping
 
 from bench.table import ROOT, command, machine
 
@@ -37,10 +38,14 @@ def facts() -> dict[str, str]:
     return found
 
 
-def key_of(found: dict[str, str]) -> str:
-    """What a reading stays valid for: GPU, driver, libraries and the code, not clocks or date."""
-    parts = [found.get(name, "") for name in ("name", "driver_version", "nvcc", "code", *LIBRARIES)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def key_of(found: Mapping[str, str]) -> str:
+    """What a reading stays valid for: GPU, driver and libraries; and behind a dash the code. Not
+    clocks, date or the driver's last number, in which machines of one pool differ.
+    """
+    parts = [found.get(name, "") for name in ("name", "nvcc", *LIBRARIES)]
+    parts.append(".".join(found.get("driver_version", "").split(".")[:2]))
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"{digest[:16]}-{found.get('code', '')}"
 
 
 def code_digest() -> str:

@@ -58,7 +58,9 @@ def failed(name: str, reason: object) -> Reading:
 
 def one_line(reason: object) -> str:
     """The first line of a message, with the kind of error before it."""
-    text = f"{type(reason).__name__}: {reason}" if isinstance(reason, Exception) else str(reason)
+    text = (
+        f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
+    )
     return (text.strip().splitlines() or ["no message"])[0][:300]
 
 
@@ -87,22 +89,28 @@ class Rows:
         return iter(self._rows)
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Write rows down, whole lines only, before anything else is measured."""
+        """Write rows down before anything else is measured; a line that was cut before is ended."""
         rows = list(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                file.write(b"" if file.read() == b"\n" else b"\n")
             for row in rows:
                 fields = dataclasses.asdict(row)
-                file.write(json.dumps(fields | fields.pop("reading"), sort_keys=True) + "\n")
+                line = json.dumps(fields | fields.pop("reading"), sort_keys=True)
+                file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._rows += rows
 
     def answered(self, measure: str, key: str) -> bool:
-        """Whether a measure was taken to its end with this key, and nothing broke the last time."""
+        """Whether a measure was taken to its end with a key that begins so, and nothing broke the
+        last time.
+        """
         answered = broken = False
         for row in self._rows:
-            if row.measure == measure and row.key == key:
+            if row.measure == measure and row.key.startswith(key):
                 broken |= row.reading.outcome == "failed"
                 if row.last:
                     answered, broken = not broken, False
@@ -118,18 +126,18 @@ class Rows:
 
 
 def read(path: Path) -> Iterable[Row]:
-    """Rows of a file. A last line that was cut is left out; any other that is no row raises
-    ValueError with its number.
+    """Rows of a file. A line that was cut, as that of a process that was killed, is left out; any
+    other that is no row raises ValueError with its number.
     """
-    lines = path.read_text().splitlines()
     fields = {f.name for f in dataclasses.fields(Reading)}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             data = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        try:
             inner = {name: data.pop(name) for name in fields}
             inner["distribution"] = tuple(inner["distribution"])
             yield Row(reading=Reading(**inner), **data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines) and isinstance(error, json.JSONDecodeError):
-                return
             raise ValueError(f"{path}:{number}: {one_line(error)}; expected a row") from None

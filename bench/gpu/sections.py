@@ -1,110 +1,160 @@
-"""The list of everything that is measured, in order. Libraries are imported when something runs."""
+"""The list of everything that is measured, the most telling first. Libraries are imported when
+something runs, and `rt` only then: its extension is built by a measure.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.gpu import machine
 from bench.gpu.plan import Measure, Section, pack
 from bench.gpu.record import Reading, Row, Rows, failed, one_line, refused
-from rt.backends.base import library_name
 
 WORK = machine.ROOT / "build" / "gpu"
 """Packages, checkpoints and engines of the measurements; may be deleted."""
 PRECISION = "bf16"
 BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx", "onnxruntime")
-MODELS = (
-    ("wan-1.3b", 480, 832, "wan"),
-    ("wan-1.3b", 512, 512, "wan"),
-    ("wan-1.3b", 480, 832, "taehv"),
-    ("wan-1.3b", 512, 512, "taehv"),
-)
-LARGE = ("wan-14b", 480, 832, "")
+Model = tuple[str, int, int, str]
+WIDE: Model = ("wan-1.3b", 480, 832, "wan")
+SQUARE: Model = ("wan-1.3b", 512, 512, "wan")
+SMALL: tuple[Model, ...] = (("wan-1.3b", 480, 832, "taehv"), ("wan-1.3b", 512, 512, "taehv"))
+MODELS = (WIDE, SQUARE, *SMALL)
+LARGE: Model = ("wan-14b", 480, 832, "")
 """Without its VAE: the time of a step."""
+BROKE = 3
+"""Exit code of a worker whose measure broke and is written down."""
 
 
 def everything(rows: Rows) -> tuple[Section, ...]:
-    """All sections. `rows` are where a measure finds the ceilings that were taken before it."""
+    """All sections. `rows` are where a measure finds the ceilings that were taken before it.
+
+    Seconds are reckoned for 16 cores and an H200; none of them has been measured.
+    """
+    built = WORK / f"extension-{machine.code_digest()}"
+    ours = ("extension",)
+    rounds = {1: (WIDE, SQUARE), 2: (*SMALL, LARGE)}
+    number = {model: n for n, models in rounds.items() for model in models}
+
+    def packages(n: int) -> Measure:
+        what = f"compiled beside each other: {', '.join(map(_words, rounds[n]))}"
+        stamp = WORK / f"packages-{n}-{built.name}"
+        return Measure(f"packages {n}", what, 180, _packages(rounds[n], stamp), ours, stamp)
+
+    def engines(n: int) -> Measure:
+        models = [model for model in rounds[n] if model in MODELS]
+        what = f"random weights, built beside each other: {', '.join(map(_words, models))}"
+        stamp, needs = WORK / f"engines-{n}-{built.name}", (*ours, f"packages {n}")
+        return Measure(f"engines {n}", what, 120, _engines(models, stamp), needs, stamp)
+
+    def units(m: Model, seconds: int = 60) -> Measure:
+        what = "each unit, steps, VAE, memory"
+        return Measure(f"units {_words(m)}", what, seconds, _units(m, rows), needs(m, "packages"))
+
+    def needs(m: Model, product: str) -> tuple[str, ...]:
+        return (*ours, f"{product} {number[m]}")
+
+    def stream(m: Model, steps: int) -> Measure:
+        name, seconds = f"stream {_words(m)}, {steps} steps", 140 if steps == 2 else 60
+        return Measure(name, "end to end", seconds, _streams(m, steps), needs(m, "engines"))
+
     quick = (
-        Measure("ceilings", "copy, bf16 product, convolution", 30, _ceilings),
-        *(Measure(f"present {b}", f"is {b} installed?", 5, _present(b)) for b in BACKENDS),
+        Measure("ceilings", "copy, bf16 product, convolution", 25, _ceilings),
+        Measure("extension", "csrc built for this GPU", 70, _extension(built), (), built),
+        *(Measure(f"present {b}", f"is {b} installed?", 6, _present(b), ours) for b in BACKENDS),
     )
     checks = (
-        Measure("extension", "csrc built for this GPU", 180, _extension),
-        Measure("operators", "device operators against copy and CuPy", 60, _operators),
-        Measure("tests", "pytest -m gpu, a skip is a failure", 240, _tests),
-        *(
-            Measure(
-                f"sanitizer {tool}", "operator tests under compute-sanitizer", 240, _check(tool)
-            )
-            for tool in ("memcheck", "racecheck")
-        ),
+        Measure("operators", "device operators against copy and CuPy", 40, _operators, ours),
+        Measure("tests", "pytest -m gpu, a skip is a failure", 180, _tests, ours),
     )
     probes = [
-        Measure(f"backend {b}", f"does {b} build, load, run, stream?", seconds, _probe(b))
-        for b, seconds in zip(BACKENDS, (380, 120, 120, 120), strict=True)
+        Measure(f"backend {b}", f"does {b} build, load, run, stream?", seconds, _probe(b), ours)
+        for b, seconds in zip(BACKENDS, (200, 60, 60, 120), strict=True)
     ]
-    units = [
-        Measure(f"units {_words(m)}", "each unit, steps, VAE, memory", 380, _units(m, rows))
-        for m in (*MODELS, LARGE)
+    sanitized = [
+        Measure(f"sanitizer {tool}", "operator tests under it", 200, _check(tool), ours)
+        for tool in ("memcheck", "racecheck")
     ]
-    engines = [
-        Measure(f"engine {_words(m)}", "seeded random weights, built", 380, _engine(m))
-        for m in MODELS
-    ]
-    streams = [
-        Measure(f"stream {_words(m)}, {n} steps", "end to end by the runtime", 180, _streams(m, n))
-        for m in MODELS
-        for n in (1, 2, 4)
-    ]
-    shared = Measure("logical devices", "stages and sessions on one GPU", 300, _logical)
+    logical = "stages and sessions on one GPU"
+    shared = Measure("logical devices", logical, 200, _logical, needs(WIDE, "engines"))
     return (
         Section("quick", quick),
+        Section("packages", (packages(1),)),
+        Section("wide", (units(WIDE),)),
+        Section("engines", (engines(1),)),
+        Section("square-stream", (stream(SQUARE, 1),)),
+        Section("wide-stream", (stream(WIDE, 1),)),
+        Section("live", (stream(WIDE, 2),)),
         *pack("checks", checks),
+        Section("square", (units(SQUARE),)),
+        Section("small-packages", (packages(2),)),
+        Section("large", (units(LARGE, 90),)),
+        *(Section(f"small-{i}", (units(m),)) for i, m in enumerate(SMALL, 1)),
+        Section("small-engines", (engines(2),)),
+        *pack("streams", [stream(WIDE, 4), stream(SQUARE, 2), stream(SQUARE, 4)]),
+        *pack("small-streams", [stream(SMALL[0], n) for n in (1, 2, 4)]),
+        Section("logical", (shared,)),
         *pack("backends", probes),
-        *pack("units", units),
-        *pack("engines", engines),
-        *pack("streams", streams),
-        *pack("logical", [shared]),
+        *pack("small-square-streams", [stream(SMALL[1], n) for n in (1, 2, 4)]),
+        *pack("sanitizers", sanitized),
     )
 
 
-def take(section: Section, rows: Rows, key: str, facts: dict[str, str]) -> int:
-    """Take what a section lacks, and write each down. Returns how many broke."""
-    return sum(
-        not _taken(section, measure, rows, key, facts)
-        for measure in section.measures
-        if not rows.answered(measure.name, key)
-    )
+def take(
+    section: Section, names: Collection[str], rows: Rows, key: str, facts: Mapping[str, str]
+) -> bool:
+    """Take the measures of a section that are named, and write each reading down at once. Ends with
+    the first that breaks; whether none did.
+    """
+    named = (measure for measure in section.measures if measure.name in names)
+    return all(_taken(section, measure, rows, key, facts) for measure in named)
 
 
-def _taken(section: Section, measure: Measure, rows: Rows, key: str, facts: dict[str, str]) -> bool:
-    """Take one measure, write each reading as it comes; whether nothing broke."""
-    held: Reading | None = None
-
+def _taken(
+    section: Section, measure: Measure, rows: Rows, key: str, facts: Mapping[str, str]
+) -> bool:
     def write(reading: Reading, last: bool) -> None:
         rows.append([Row(section.name, measure.name, key, reading, facts, last)])
 
+    start, count = time.monotonic(), 0
     try:
-        for reading in measure.take():
-            if held is not None:
-                write(held, False)
-            held = reading
-        assert held is not None, f"{measure.name}: nothing was measured"
-        write(held, True)
-    except Exception as error:  # noqa: BLE001 - the top of a worker: the others still run
+        with _limited(measure.limit_s):
+            for count, reading in enumerate(measure.take(), 1):  # noqa: B007 - looked at below
+                write(reading, False)
+        assert count, f"{measure.name}: nothing was measured"
+        write(Reading(f"taking: {measure.name}", time.monotonic() - start, "s"), True)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the top of a worker: others still run
         traceback.print_exc()
         write(failed(measure.name, error), True)
     return rows.answered(measure.name, key)
 
 
-Model = tuple[str, int, int, str]
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in here after so long. What does not come back to Python by then is killed
+    with its section.
+    """
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"stopped after {seconds} s")
+
+    handler = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
 Taking = Callable[[], Iterable[Reading]]
 
 
@@ -113,23 +163,31 @@ def _words(model: Model) -> str:
     return f"{name} {height}x{width} {vae}".strip()
 
 
-def _ceilings() -> Sequence[Reading]:
+def _ceilings() -> Iterable[Reading]:
     from bench.gpu.timing import ceilings
 
     return ceilings()
 
 
 def _present(name: str) -> Taking:
+    """Whether the library of a backend can be imported, asked in a process that it cannot break."""
+    ask = f"""
+from bench.gpu import probe
+try:
+    print(probe.present({name!r}).__version__)
+except probe.STOPS as error:
+    print(probe.one_line(error))
+    raise SystemExit({BROKE})
+"""
+
     def take() -> Sequence[Reading]:
-        ask = f"from bench.gpu.probe import present; print(present({name!r}).__version__)"
-        found = subprocess.run(
-            [sys.executable, "-c", ask], cwd=machine.ROOT,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if found.returncode:
-            last = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        done = _done(sys.executable, "-c", ask)
+        last = _last(done)
+        if done.returncode == BROKE:
             return [refused(f"present {name}", last)]
-        return [Reading(f"present {name}", 1, "yes", reason=found.stdout.strip())]
+        if done.returncode:
+            return [failed(f"present {name}", last)]
+        return [Reading(f"present {name}", 1, "yes", reason=last)]
 
     return take
 
@@ -143,42 +201,100 @@ def _probe(name: str) -> Taking:
     return take
 
 
-def _run(name: str, *words: str, **environment: str) -> Reading:
-    """A command as a measure: 1 where it ends with 0, failed with its last line otherwise."""
-    done = subprocess.run(
-        words, cwd=machine.ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
-        check=False,
+def _done(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=machine.ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["nothing printed"]
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    return one_line((done.stdout.strip().splitlines() or ["nothing printed"])[-1])
+
+
+def _run(name: str, *words: str, **environment: str) -> Reading:
+    """A command as a measure: 1 where it ends with 0, failed with its last line otherwise, and what
+    it said before that on the screen.
+    """
+    done = _done(*words, **environment)
     if done.returncode:
-        return failed(name, f"exit code {done.returncode}: {lines[-1]}")
-    return Reading(name, 1, "passed", reason=one_line(lines[-1]))
+        print(f"{name}: {' '.join(words)}\n{done.stdout[-4000:]}", flush=True)
+        return failed(name, f"exit code {done.returncode}: {_last(done)}")
+    return Reading(name, 1, "passed", reason=_last(done))
 
 
-def _extension() -> Sequence[Reading]:
-    words = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
-    capability = machine.facts()["compute_cap"].replace(".", "")
-    return [_run("extension", *words, SDRT_CUDA_ARCHS=capability)]
+def _extension(stamp: Path) -> Taking:
+    def take() -> Sequence[Reading]:
+        words = (sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+        capability = machine.facts()["compute_cap"].replace(".", "")
+        reading = _run("extension", *words, SDRT_CUDA_ARCHS=capability)
+        if reading.value is not None:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+        return [reading]
+
+    return take
 
 
-def _operators() -> Sequence[Reading]:
-    return [_run("operators", sys.executable, "-m", "bench.ops", "--device")]
+def _operators() -> Iterable[Reading]:
+    """Each operator in ms, and those that move memory as a share of the measured copy."""
+    from bench.gpu.operators import readings
+
+    return readings()
 
 
-def _tests() -> Sequence[Reading]:
+def gpu_tests() -> list[Path]:
+    """The files that have a test for a GPU."""
+    tests = sorted((machine.ROOT / "tests").rglob("test_*.py"))
+    return [path for path in tests if "pytest.mark.gpu" in path.read_text()]
+
+
+def _tests() -> Iterable[Reading]:
     """Only files that need a GPU: others need libraries that such a machine may lack. Those of
     TensorRT are a reading of their own, which says so where none is installed.
     """
-    tests = sorted((machine.ROOT / "tests").rglob("test_*.py"))
-    files = [path for path in tests if "pytest.mark.gpu" in path.read_text()]
+    from rt.backends.base import library_name
+
+    files = gpu_tests()
     words = (sys.executable, "-m", "pytest", "-m", "gpu")
     ours = [str(path) for path in files if "tensorrt" not in path.name]
     theirs = [str(path) for path in files if "tensorrt" in path.name]
-    found = [_run("tests", *words, *ours, RT_REQUIRE_GPU="1")]
+    yield _run("tests", *words, *ours, RT_REQUIRE_GPU="1")
     if library_name("tensorrt") or library_name("tensorrt-rtx"):
-        return [*found, _run("tests of TensorRT", *words, *theirs, RT_REQUIRE_GPU="1")]
-    absent = "neither TensorRT nor TensorRT for RTX is installed: nothing was tested"
-    return [*found, refused("tests of TensorRT", absent)]
+        yield _run("tests of TensorRT", *words, *theirs, RT_REQUIRE_GPU="1")
+    else:
+        absent = "neither TensorRT nor TensorRT for RTX is installed: nothing was tested"
+        yield refused("tests of TensorRT", absent)
+
+
+def _packages(models: Sequence[Model], stamp: Path) -> Taking:
+    def take() -> Iterable[Reading]:
+        from bench.gpu.cases import Case
+        from bench.gpu.packages import compile_all
+
+        return _stamped(compile_all([Case(*model) for model in models], PRECISION, WORK), stamp)
+
+    return take
+
+
+def _engines(models: Sequence[Model], stamp: Path) -> Taking:
+    def take() -> Iterable[Reading]:
+        from bench.gpu.cases import Case
+        from bench.gpu.streams import build_all
+
+        return _stamped(build_all([Case(*model) for model in models], PRECISION, WORK), stamp)
+
+    return take
+
+
+def _stamped(readings: Iterable[Reading], stamp: Path) -> Iterator[Reading]:
+    """The readings; and `stamp` is left where none of them failed."""
+    broken = 0
+    for reading in readings:
+        broken += reading.outcome == "failed"
+        yield reading
+    if not broken:
+        stamp.touch()
 
 
 def _check(tool: str) -> Taking:
@@ -197,41 +313,32 @@ def _check(tool: str) -> Taking:
 
 def _units(model: Model, rows: Rows) -> Taking:
     def take() -> Iterable[Reading]:
+        from bench.gpu.cases import Case
         from bench.gpu.timing import PRODUCT
-        from bench.gpu.units import Case, readings
+        from bench.gpu.units import readings
 
         peak = rows.newest().get(PRODUCT)
         value = peak.reading.value if peak else None
-        return readings(Case(*model), PRECISION, value, WORK / "packages")
-
-    return take
-
-
-def _engine(model: Model) -> Taking:
-    def take() -> Sequence[Reading]:
-        from bench.gpu.streams import built
-        from bench.gpu.units import Case
-
-        return built(Case(*model), WORK, PRECISION)
+        return readings(Case(*model), PRECISION, value, WORK)
 
     return take
 
 
 def _streams(model: Model, steps: int) -> Taking:
-    def take() -> Sequence[Reading]:
+    def take() -> Iterable[Reading]:
+        from bench.gpu.cases import Case
         from bench.gpu.streams import readings
-        from bench.gpu.units import Case
 
         return readings(Case(*model), steps, WORK, PRECISION)
 
     return take
 
 
-def _logical() -> Sequence[Reading]:
+def _logical() -> Iterable[Reading]:
+    from bench.gpu.cases import Case
     from bench.gpu.streams import logical
-    from bench.gpu.units import Case
 
-    return logical(Case(*MODELS[0]), WORK, PRECISION)
+    return logical(Case(*WIDE), WORK, PRECISION)
 
 
 def results_of(folder: Path, name: str) -> Path:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.nn import functional as F
 
-from bench.gpu.record import Reading
+from bench.gpu.record import Reading, refused
+from bench.table import command
 
 Launch = Callable[[], object]
 
 
+WARM_S = 0.05
+"""Launches of so long are not counted: a GPU that waited has slow clocks."""
+CACHE_BYTES = 1 << 28
+"""More than any cache holds."""
+
+
 def median_ms(launch: Launch, runs: int = 20, repeat: int = 1) -> float:
-    """Median time of one launch by events, after three that are not counted."""
+    """Median time of one launch by events, with nothing of it in the caches."""
     return statistics.median(times_ms(launch, runs, repeat))
 
 
 def times_ms(launch: Launch, runs: int, repeat: int = 1) -> list[float]:
-    """Times of single launches; short ones are repeated between two events."""
-    for _ in range(3):
+    """Times of single launches; `repeat` of them between two events."""
+    other = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
+    begin, warmed = time.perf_counter(), 0
+    while warmed < 3 or time.perf_counter() - begin < WARM_S:
         launch()
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
+        warmed += 1
     found = []
     for _ in range(runs):
+        other.zero_()  # in a chain, too, a unit finds its weights and state in memory
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         stop = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
@@ -38,12 +50,32 @@ def times_ms(launch: Launch, runs: int, repeat: int = 1) -> list[float]:
 
 COPY = "ceiling: copy of 1 GiB"
 PRODUCT = "ceiling: bf16 product of 8192"
+CLOCK = "ceiling: clock of the multiprocessors under products"
 CONVOLUTION = "ceiling: bf16 convolution, 96 channels, 480x832"
 
 
-def ceilings() -> Sequence[Reading]:
-    """What this GPU reaches at best: random data, sizes that no cache holds."""
-    return _copy(), _product(), _convolution()
+def ceilings() -> Iterator[Reading]:
+    """What this GPU reaches at best: random data, sizes that no cache holds; and its clock then,
+    which nothing here sets.
+    """
+    yield _copy()
+    yield _product()
+    yield from _clock()
+    yield _convolution()
+
+
+def _clock() -> Iterator[Reading]:
+    """The clock between the products of a second or so, as it is told."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    out = torch.empty_like(a)
+    for _ in range(500):
+        torch.mm(a, a, out=out)
+    told = command("nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits")
+    torch.cuda.synchronize()
+    if told.splitlines()[:1] and told.splitlines()[0].strip().isdecimal():
+        yield Reading(CLOCK, float(told.splitlines()[0]), "MHz")
+    else:
+        yield refused(CLOCK, f"nvidia-smi says {told or 'nothing'}")
 
 
 def _copy() -> Reading:

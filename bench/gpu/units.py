@@ -8,31 +8,20 @@ and of all that a chunk needs, in one CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.gpu import machine, targets
+from bench.gpu.cases import Case, chain_of
+from bench.gpu.packages import Packages
 from bench.gpu.record import Reading
 from bench.gpu.timing import Launch, median_ms
 from export import inductor
-from export.models.dit import Dit, DitIn
-from export.models.presets import PRESETS, ModelConfig
 from export.onnx import Stored
 from export.staging import write_whole
-from export.units import (
-    Chain,
-    Parts,
-    PhaseSpec,
-    UnitSpec,
-    concrete,
-    geometry_of,
-    parts_of,
-    wan_chain,
-)
+from export.units import Chain, PhaseSpec, UnitSpec, concrete
 from rt.backends.inductor import InductorBackend, InductorEngine, capture
 from rt.manifest import DIT_KINDS
 
@@ -40,67 +29,25 @@ BATCHES = (1, 2, 3, 4)
 STEPS = (1, 2, 4)
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One model at one size."""
-
-    model: str
-    height: int
-    width: int
-    vae: str
-
-    @property
-    def name(self) -> str:
-        return targets.model(self.model, f"{self.height}x{self.width}", self.vae)
-
-    @property
-    def size(self) -> str:
-        """The model without its VAE."""
-        return targets.model(self.model, f"{self.height}x{self.width}")
-
-    def config(self) -> ModelConfig:
-        return PRESETS[f"{self.model}-taehv" if self.vae == "taehv" else self.model]
-
-
-def chain_of(case: Case) -> Chain:
-    """All units with the blocks on no device: only shapes of a block's weights matter here."""
-    config = case.config()
-    small = replace(config, dit=replace(config.dit, blocks=1))
-    parts = parts_of(small, case.height, case.width, text=False)
-    geometry = geometry_of(config, case.height, case.width)
-    grid = geometry.latent_height, geometry.latent_width
-    with torch.device("meta"):
-        dit = Dit(config.dit, *grid)
-    dit.dit_in = DitIn(config.dit, *grid)
-    return wan_chain(
-        config, Parts(dit, None, parts.vae), case.height, case.width, config.sampling.window
-    )
-
-
 class Compiled:
-    """Packages of the graphs of a chain, compiled when they are asked for and kept: a run that was
-    cut goes on with them.
-    """
+    """Engines of a case, each with random weights of its own."""
 
-    def __init__(self, folder: Path, precision: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._precision = precision
+    def __init__(self, packages: Packages) -> None:
+        self._packages = packages
         self._backend = InductorBackend(1)
         self._specs: dict[tuple[str, str], tuple[Path, PhaseSpec]] = {}
 
     def engine(self, unit: UnitSpec, phase: str = "step") -> tuple[InductorEngine, PhaseSpec]:
         """An engine with weights of its own, and the unit as it was compiled."""
         if (unit.graph, phase) not in self._specs:
-            spec = inductor.in_precision(unit.phases[phase], self._precision)
-            path = self._folder / f"{unit.graph}.{phase}.pt2"
-            if not path.is_file():
-                package = inductor.compile_package(spec, precision=self._precision)
-                nowhere = {
-                    name: Stored("", 0, 0, "float32", tuple(tensor.shape))
-                    for name, tensor in spec.module.state_dict().items()
-                }
-                write_whole(path, [inductor.plan(package, nowhere)])
+            spec = inductor.in_precision(unit.phases[phase], self._packages.precision)
+            package = self._packages.package(unit.graph, phase, spec)
+            nowhere = {
+                name: Stored("", 0, 0, "float32", tuple(tensor.shape))
+                for name, tensor in spec.module.state_dict().items()
+            }
+            path = self._packages.folder / f"{unit.graph}.{phase}.pt2"
+            write_whole(path, [inductor.plan(package, nowhere)])
             self._specs[unit.graph, phase] = path, spec
         path, spec = self._specs[unit.graph, phase]
         weights = spec.module.state_dict()
@@ -133,16 +80,15 @@ def _random(name: str, shape: tuple[int, ...], dtype: str, device: str = "cuda")
     return torch.randn(shape, device=device).to(kind)
 
 
-def readings(case: Case, precision: str, product: float | None, folder: Path) -> Iterator[Reading]:
+def readings(case: Case, precision: str, product: float | None, root: Path) -> Iterator[Reading]:
     """Everything of one case. `product`: the measured peak in TFLOP/s, for shares."""
     chain = chain_of(case)
-    key = machine.key_of(machine.facts())
-    compiled = Compiled(folder / f"{case.name.replace(' ', '-')}-{precision}-{key}", precision)
-    yield from _each(case, chain, compiled, product)
+    compiled = Compiled(Packages(case, precision, root))
     step = yield from _step(case, chain, compiled, product)
     if case.vae:
         yield from _whole(case, chain, compiled, step, product)
     yield Reading(f"{case.name}: memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
+    yield from _each(case, chain, compiled, product)
 
 
 def _each(case: Case, chain: Chain, compiled: Compiled, product: float | None) -> Iterator[Reading]:
