@@ -24,8 +24,22 @@ class Elsewhere:
         }  # fmt: skip
 
 
-def test_an_array_that_no_device_knows_is_refused() -> None:
-    pixels: Any = Elsewhere((3, 1, 4, 4), "<f4")
+@pytest.mark.parametrize("typestr", ["<f4", "<f2", "<u2", "<V2"])  # the last is torch's bfloat16
+def test_an_array_that_no_device_knows_is_refused(typestr: str) -> None:
+    pixels: Any = Elsewhere((3, 1, 4, 4), typestr)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        ops.pixels_to_frames(pixels)
+
+
+class Both(bytearray):
+    """As CuPy's arrays since 13: the buffer protocol as well, for memory that the host can read."""
+
+    __cuda_array_interface__ = Elsewhere((3, 1, 4, 4), "<f4").__cuda_array_interface__
+    shape = (3, 1, 4, 4)
+
+
+def test_an_array_that_is_also_a_buffer_is_on_the_device() -> None:
+    pixels: Any = Both(3 * 4 * 4 * 4)
     with pytest.raises(RuntimeError, match="CUDA"):
         ops.pixels_to_frames(pixels)
 
