@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from export.units import PhaseSpec, parts_of, wan_chain
 from export.verify import run, run_bound, session
 from rt import Pipeline, backends, manifest
 from rt.backends.base import Engine
-from rt.backends.inductor import CARD, InductorBackend, read_card
+from rt.backends.inductor import CARD, InductorBackend, Recorder, read_card
 from rt.backends.onnxruntime import OnnxRuntimeBackend
 from rt.errors import EngineMismatch
 from rt.manifest import Manifest, Plan
@@ -242,6 +244,66 @@ def _block() -> PhaseSpec:
     for tensor in spec.module.parameters():
         torch.nn.init.normal_(tensor, std=0.1)
     return spec
+
+
+class Cuda:
+    """What a recorder uses of `torch.cuda`; writes down on what is captured and replayed."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+        self.now: Any = "default"
+        self.empty_cache = lambda: None
+
+    def ExternalStream(self, handle: int, device: torch.device) -> Any:
+        waits = {"wait_stream": lambda _: None, "synchronize": lambda: None}
+        return SimpleNamespace(name=(handle, str(device)), **waits)
+
+    def current_stream(self) -> Any:
+        return self.now
+
+    def graph_pool_handle(self) -> object:
+        return object()
+
+    def device(self, _device: torch.device) -> Any:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.now = self.now, stream
+        yield
+        self.now = before
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.said.append(("replay", self.now.name)))
+
+    @contextlib.contextmanager
+    def graph(self, _graph: Any, pool: object, stream: Any, mode: str) -> Iterator[None]:
+        self.said.append(("capture", stream.name, pool, mode))
+        with self.stream(stream):
+            yield
+
+
+def test_graphs_of_a_device_are_captured_on_its_queue_and_share_their_scratch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scratch of a matrix product belongs to the CUDA stream that it was captured on: two
+    queues of one GPU must not have one.
+    """
+    cuda = Cuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    ran: list[object] = []
+    launch = lambda: ran.append(cuda.now.name)  # noqa: E731
+    one, two = Recorder(0, 7), Recorder(0, 8)
+    replays = [recorder.capture([launch]) for recorder in (one, one, two)]
+    assert ran == [(7, "cuda:0")] * 4 + [(8, "cuda:0")] * 2
+    pools = [pool for _, _, pool, _ in cuda.said]
+    assert pools[0] is pools[1]
+    assert pools[0] is not pools[2]
+    assert {mode for *_, mode in cuda.said} == {"thread_local"}
+    cuda.said.clear()
+    for replay in replays:
+        replay()
+    assert [name for _, name in cuda.said] == [(7, "cuda:0")] * 2 + [(8, "cuda:0")]
 
 
 @pytest.mark.gpu
