@@ -121,7 +121,11 @@ class InductorEngine:
                 tensors[name] = tensors[name].view(torch.bfloat16)
             tensor = tensors[name]
             assert tensor.is_contiguous(), name
-            assert tensor.device == self._place, (name, tensor.device)
+            if tensor.device != self._place:
+                raise EngineMismatch(
+                    f"{self._file} runs on {self._place}, {name} is on {tensor.device}; "
+                    f"use --devices {self._place}"
+                )
             if str(tensor.dtype) != f"torch.{dtype}" or not _fits(tensor.shape, shape):
                 raise EngineMismatch(
                     f"{self._file}: {name} is {dtype} {list(shape)}, the manifest needs "
