@@ -124,6 +124,22 @@ def test_the_calls_to_cupy_give_the_same_bits(
     assert equal(restyled(tiny_engine, ["late"] * stages, 2), expected)
 
 
+def test_a_gpu_fills_and_copies_without_kernels_of_cupy() -> None:
+    """Bytes where there are gaps too; memory that is not pinned is read before `copy` returns."""
+    queue = late_cupy.Stream(non_blocking=True)
+    device = devices.CudaDevice("cuda", 0, 1, cupy=late_cupy, queue=queue)
+    array = device.zeros((2, 3, 4), np.int64)
+    device.fill(array[:, 1:2], -1)
+    device.copy(array[0, 0], host := np.arange(4))
+    host[:] = 9
+    device.fill(array[1, 2], 0)
+    device.wait()
+    expected = np.zeros((2, 3, 4), np.int64)
+    expected[:, 1] = -1
+    expected[0, 0] = range(4)
+    assert np.array_equal(array.there, expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_logical_devices_of_a_gpu_give_the_same_bits(
