@@ -211,10 +211,15 @@ def test_graphs_of_a_device_are_captured_on_its_queue_and_share_their_scratch(
     cuda = Cuda()
     monkeypatch.setattr(torch, "cuda", cuda)
     ran: list[object] = []
-    launch = lambda: ran.append(cuda.now.name)  # noqa: E731
+
+    def launch() -> None:
+        assert not torch.backends.cudnn.allow_tf32
+        ran.append(cuda.now.name)
+
     one, two = Recorder(0, 7), Recorder(0, 8)
     replays = [recorder.capture([launch]) for recorder in (one, one, two)]
     assert ran == [(7, "cuda:0")] * 4 + [(8, "cuda:0")] * 2
+    assert torch.backends.cudnn.allow_tf32
     pools = [pool for _, _, pool, _ in cuda.said]
     assert pools[0] is pools[1]
     assert pools[0] is not pools[2]

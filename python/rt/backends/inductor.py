@@ -232,7 +232,9 @@ class Recorder:
         Runs them once before: what they write is written at load already.
         """
         stream, graph = self._stream, torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
+        # By torch's default convolutions of float32 are of TF32, which has ten bits.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.cuda.device(self._device), exact:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for launch in launches:
