@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import warnings
 import zipfile
@@ -22,7 +23,15 @@ from torch.func import functional_call
 
 from export.onnx import Stored
 from export.units import EXAMPLE_ROWS, PhaseSpec, concrete
-from rt.backends.inductor import CARD, Card, architecture, host, library_version, read_card
+from rt.backends.inductor import (
+    CARD,
+    Card,
+    architecture,
+    host,
+    library_version,
+    read_card,
+    rows_lie_anywhere,
+)
 from rt.errors import Error
 from rt.manifest import Binding, StateBinding
 
@@ -208,15 +217,22 @@ class _InPlace(nn.Module):
     def export(self) -> torch.export.ExportedProgram:
         """The traced program; the leading dimension of every binding is free where it is B."""
         (spec,) = self._spec
-        bound = [
-            torch.zeros(concrete(v.shape, EXAMPLE_ROWS), dtype=getattr(torch, v.dtype))
-            for v in self.bindings.values()
-        ]
-        arguments = (*(tensor.to(self._device) for tensor in bound), *self._held)
+        bound = [self._example(v) for v in self.bindings.values()]
+        arguments = (*bound, *self._held)
         rows = {0: torch.export.Dim("B", min=1, max=ROWS)} if spec.batched else {}
         dynamic = (tuple(rows if i < len(bound) else {} for i in range(len(arguments))),)
         with torch.no_grad(), _quiet():
             return torch.export.export(self, arguments, dynamic_shapes=dynamic, strict=False)
+
+    def _example(self, binding: Binding | StateBinding) -> Tensor:
+        """Zeros; beside a multiple of 16 bytes where a row may begin there. What begins otherwise
+        than its example is copied first by a package on a GPU, which then writes to the copy.
+        """
+        kind: torch.dtype = getattr(torch, binding.dtype)
+        shape = concrete(binding.shape, EXAMPLE_ROWS)
+        beside = int(rows_lie_anywhere(binding.shape, kind))
+        whole = torch.zeros(math.prod(shape) + beside, dtype=kind, device=self._device)
+        return whole[beside:].view(shape)
 
     def unused(self, program: torch.export.ExportedProgram) -> tuple[set[str], set[str]]:
         """The bindings, and the weights, that no node of the program reads or writes."""

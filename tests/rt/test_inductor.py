@@ -125,6 +125,15 @@ def test_bindings_that_do_not_fit_are_refused(packages: Packages) -> None:
         run_bound(engine, plan, feeds | {"strange": feeds["mask"]})
 
 
+def test_short_rows_are_compiled_for_any_address() -> None:
+    """A package on a GPU reads 16 bytes at once where the example begins at a multiple of them."""
+    spec = _block()
+    unit = inductor._InPlace(spec, tuple(spec.module.state_dict()), "fp32")
+    nodes = [n for n in unit.export().graph.nodes if n.op == "placeholder"][: len(unit.bindings)]
+    offsets = dict(zip(unit.bindings, (n.meta["val"].storage_offset() for n in nodes), strict=True))
+    assert {name for name, offset in offsets.items() if offset} == {"write_index"}
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_bfloat16_is_close_to_float32_and_keeps_the_rings_small(
     tiny_engine: Path, rows: int

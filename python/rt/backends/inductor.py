@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .base import Engine, Launch
 
 CARD = "plan.json"
 """The entry of a package, below its own folder `extra`, that says how to call it."""
+
+ALIGNED = 16
+"""Bytes: what code for a GPU reads at once."""
 
 Kind = torch.dtype
 Loader = Any  # torch._C._aoti.AOTIModelPackageLoader
@@ -66,6 +70,14 @@ def read_card(package: Path) -> Card:
         return Card(arguments=arguments, weights=weights, wide=wide, **fields)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise EngineMismatch(f"{package} is no package of this exporter: {error}") from None
+
+
+def rows_lie_anywhere(shape: Sequence[int | str], kind: Kind) -> bool:
+    """Whether a row of such a binding is so short that the next one begins at no multiple of 16
+    bytes. All other arrays begin at one.
+    """
+    batched = bool(shape) and shape[0] == "B"
+    return batched and math.prod(int(d) for d in shape[1:]) * kind.itemsize % ALIGNED != 0
 
 
 def host() -> str:
@@ -126,6 +138,8 @@ class InductorEngine:
                     f"{self._file} runs on {self._place}, {name} is on {tensor.device}; "
                     f"use --devices {self._place}"
                 )
+            if not rows_lie_anywhere(shape, tensor.dtype):  # Else a package would copy it first.
+                assert self._recorder is None or tensor.data_ptr() % ALIGNED == 0, name
             if str(tensor.dtype) != f"torch.{dtype}" or not _fits(tensor.shape, shape):
                 raise EngineMismatch(
                     f"{self._file}: {name} is {dtype} {list(shape)}, the manifest needs "
