@@ -13,7 +13,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from export import toolkit
 from export.onnx import Stored
 from export.units import EXAMPLE_ROWS, PhaseSpec, concrete
 from rt.backends.inductor import (
@@ -111,7 +112,7 @@ def compile_package(
     if weights:  # another phase reads them
         unit = _InPlace(spec, tuple(n for n in unit.weights if n not in weights), precision)
         program = unit.export()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _linking(Path(folder)):
         path = Path(folder) / "unit.pt2"
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs={**_OPTIONS, **(options or {})}
@@ -245,6 +246,11 @@ class _InPlace(nn.Module):
             {name for name, unused in zip(self.bindings, idle[:bound], strict=True) if unused},
             {name for name, unused in zip(self.weights, idle[bound:], strict=True) if unused},
         )
+
+
+def _linking(folder: Path) -> AbstractContextManager[None]:
+    """What the compiler needs to link for the GPU that is here; `folder` takes what it makes."""
+    return nullcontext() if gpu_architecture() is None else toolkit.found_by_torch(folder)
 
 
 @contextmanager
