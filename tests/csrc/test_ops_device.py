@@ -103,6 +103,22 @@ def test_pictures_are_the_same_on_the_device(
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_of_torch_are_read_where_they_lie(dtype: str) -> None:
+    import torch
+
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, 7, 13)))
+    pixels = pixels.to(getattr(torch, dtype))
+    bits = pixels.view(torch.uint16) if dtype == "bfloat16" else pixels
+    expected = ops.pixels_to_frames(bits.numpy())
+    out = torch.zeros(expected.shape, dtype=torch.uint8, device="cuda")
+    there: Any = pixels.cuda()
+    ops.pixels_to_frames(there, out)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 3, 4, 1027, 16 * 60 * 104])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_noise_is_the_same_on_the_device(cupy: Any, count: int, dtype: type) -> None:
