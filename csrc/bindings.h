@@ -52,15 +52,16 @@ class Argument {
     }
 
     void read(const char* name, const py::object& object, std::uintptr_t stream) {
-        if (PyObject_CheckBuffer(object.ptr())) {
-            from_buffer(name, object);
-            return;
-        }
         // What an object says of itself is not to be trusted: a wrong word is an error of this
         // argument.
         try {
+            // Before the buffer protocol: CuPy's arrays have that as well, and refuse.
             if (py::hasattr(object, "__cuda_array_interface__")) {
                 from_cuda_interface(name, object.attr("__cuda_array_interface__"));
+                return;
+            }
+            if (PyObject_CheckBuffer(object.ptr())) {
+                from_buffer(name, object);
                 return;
             }
             if (py::hasattr(object, "__dlpack__")) {
@@ -160,10 +161,10 @@ class Argument {
         return out;
     }
 
-    // bfloat16 has no letter; it travels as uint16.
+    // bfloat16 has no letter; it travels as uint16, or without a kind (torch, JAX).
     static Dtype dtype_of_kind(const char* name, char kind, int64_t size) {
         if (kind == 'u' && size == 1) return Dtype::u8;
-        if (kind == 'u' && size == 2) return Dtype::bf16;
+        if ((kind == 'u' || kind == 'V') && size == 2) return Dtype::bf16;
         if (kind == 'f' && size == 2) return Dtype::f16;
         if (kind == 'f' && size == 4) return Dtype::f32;
         if (kind == 'i' && size == 8) return Dtype::i64;

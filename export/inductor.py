@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,9 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from export import toolkit
 from export.onnx import Stored
 from export.units import EXAMPLE_ROWS, PhaseSpec, concrete
-from rt.backends.inductor import CARD, Card, architecture, host, library_version, read_card
+from rt.backends.inductor import (
+    CARD,
+    Card,
+    architecture,
+    host,
+    library_version,
+    read_card,
+    rows_lie_anywhere,
+)
 from rt.errors import Error
 from rt.manifest import Binding, StateBinding
 
@@ -102,7 +112,7 @@ def compile_package(
     if weights:  # another phase reads them
         unit = _InPlace(spec, tuple(n for n in unit.weights if n not in weights), precision)
         program = unit.export()
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _linking(Path(folder)):
         path = Path(folder) / "unit.pt2"
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs={**_OPTIONS, **(options or {})}
@@ -208,15 +218,22 @@ class _InPlace(nn.Module):
     def export(self) -> torch.export.ExportedProgram:
         """The traced program; the leading dimension of every binding is free where it is B."""
         (spec,) = self._spec
-        bound = [
-            torch.zeros(concrete(v.shape, EXAMPLE_ROWS), dtype=getattr(torch, v.dtype))
-            for v in self.bindings.values()
-        ]
-        arguments = (*(tensor.to(self._device) for tensor in bound), *self._held)
+        bound = [self._example(v) for v in self.bindings.values()]
+        arguments = (*bound, *self._held)
         rows = {0: torch.export.Dim("B", min=1, max=ROWS)} if spec.batched else {}
         dynamic = (tuple(rows if i < len(bound) else {} for i in range(len(arguments))),)
         with torch.no_grad(), _quiet():
             return torch.export.export(self, arguments, dynamic_shapes=dynamic, strict=False)
+
+    def _example(self, binding: Binding | StateBinding) -> Tensor:
+        """Zeros; beside a multiple of 16 bytes where a row may begin there. What begins otherwise
+        than its example is copied first by a package on a GPU, which then writes to the copy.
+        """
+        kind: torch.dtype = getattr(torch, binding.dtype)
+        shape = concrete(binding.shape, EXAMPLE_ROWS)
+        beside = int(rows_lie_anywhere(binding.shape, kind))
+        whole = torch.zeros(math.prod(shape) + beside, dtype=kind, device=self._device)
+        return whole[beside:].view(shape)
 
     def unused(self, program: torch.export.ExportedProgram) -> tuple[set[str], set[str]]:
         """The bindings, and the weights, that no node of the program reads or writes."""
@@ -229,6 +246,11 @@ class _InPlace(nn.Module):
             {name for name, unused in zip(self.bindings, idle[:bound], strict=True) if unused},
             {name for name, unused in zip(self.weights, idle[bound:], strict=True) if unused},
         )
+
+
+def _linking(folder: Path) -> AbstractContextManager[None]:
+    """What the compiler needs to link for the GPU that is here; `folder` takes what it makes."""
+    return nullcontext() if gpu_architecture() is None else toolkit.found_by_torch(folder)
 
 
 @contextmanager

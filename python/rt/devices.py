@@ -127,7 +127,8 @@ class CudaDevice(Device):
             self._places[key] = pinned(array.shape, array.dtype)
         place = self.place(name, array.shape, array.dtype)
         self._places[key][...] = array
-        self.copy(place, self._places[key])
+        with self.pinned():
+            _from_host(place, self._places[key], self.queue)
         return place
 
     def copy(self, out: Array, source: Any) -> None:
@@ -136,9 +137,17 @@ class CudaDevice(Device):
                 source.get(stream=self.queue, out=out, blocking=False)
             elif isinstance(source, self.cupy.ndarray):
                 _between(out, source, self.queue)
-            else:  # Memory that is not pinned has been read when this returns.
+            else:  # Memory that is not pinned may be read late, where the GPU can reach it.
                 host = np.broadcast_to(np.asarray(source, out.dtype), out.shape)
-                out.set(np.ascontiguousarray(host), stream=self.queue)
+                _from_host(out, np.ascontiguousarray(host), self.queue)
+                self.queue.synchronize()
+
+    def fill(self, array: Array, value: int) -> None:
+        """0 or -1, whose bytes are all alike: CuPy would compile a kernel."""
+        assert value in (0, -1), value
+        with self.pinned():
+            for part in _whole(array):
+                part.data.memset_async(value & 0xFF, part.nbytes, self.queue)
 
     def do(self, call: Callable[[], object]) -> None:
         with self.pinned():
@@ -161,6 +170,19 @@ class CudaDevice(Device):
 
     def backend(self, name: str) -> Backend:
         return backends.create(name, self.threads, (self.index, self.cuda_stream))
+
+
+def _whole(array: Any) -> Iterator[Any]:
+    """The pieces of an array that have no gaps."""
+    if array.flags.c_contiguous:
+        yield array
+    else:
+        for part in array:
+            yield from _whole(part)
+
+
+def _from_host(out: Any, source: Array, queue: Any) -> None:
+    out.set(source, stream=queue)
 
 
 def _between(out: Any, source: Any, queue: Any) -> None:
@@ -240,7 +262,11 @@ def gpu_report(index: int = 0) -> str:
 
     if not cuda_archs():
         return "the extension is built without CUDA (pip install -e . where nvcc is)"
-    count = int(_cupy().cuda.runtime.getDeviceCount())
+    runtime = _cupy().cuda.runtime
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        return f"CUDA does not start ({error})"
     return "" if index < count else f"this machine has {count} GPUs"
 
 

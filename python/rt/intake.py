@@ -72,11 +72,17 @@ class Intake:
         return [f"the input is {width}x{height}: {size}"]
 
 
+_HOST = (1, 3)
+"""How DLPack calls memory that NumPy reads, pageable and pinned; not all can be asked for it."""
+
+
 def _copied(picture: Any) -> Array:
     """Anything that NumPy can read, or that speaks DLPack, as an array of its own."""
     try:
         if hasattr(picture, "__dlpack__") and not isinstance(picture, np.ndarray):
-            return np.from_dlpack(picture).copy()
+            if picture.__dlpack_device__()[0] in _HOST:
+                return np.from_dlpack(picture).copy()
+            return np.from_dlpack(picture, device="cpu").copy()
         return np.array(picture)
     except (ValueError, TypeError, BufferError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -89,7 +89,8 @@ class Pipeline:
             )
             for i, (d, r) in enumerate(zip(devices, ranges, strict=True))
         )
-        self._prompts = PromptEncoder(manifest, directory, devices[0])
+        with devices[0].pinned():
+            self._prompts = PromptEncoder(manifest, directory, devices[0])
         routes = routes_of(self.stages)
         connect(self.stages, routes, manifest, seats, steps)
         # Modelled costs are good for proportions only: times are then learnt from the first passes.

@@ -24,8 +24,22 @@ class Elsewhere:
         }  # fmt: skip
 
 
-def test_an_array_that_no_device_knows_is_refused() -> None:
-    pixels: Any = Elsewhere((3, 1, 4, 4), "<f4")
+@pytest.mark.parametrize("typestr", ["<f4", "<f2", "<u2", "<V2"])  # the last is torch's bfloat16
+def test_an_array_that_no_device_knows_is_refused(typestr: str) -> None:
+    pixels: Any = Elsewhere((3, 1, 4, 4), typestr)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        ops.pixels_to_frames(pixels)
+
+
+class Both(bytearray):
+    """As CuPy's arrays since 13: the buffer protocol as well, for memory that the host can read."""
+
+    __cuda_array_interface__ = Elsewhere((3, 1, 4, 4), "<f4").__cuda_array_interface__
+    shape = (3, 1, 4, 4)
+
+
+def test_an_array_that_is_also_a_buffer_is_on_the_device() -> None:
+    pixels: Any = Both(3 * 4 * 4 * 4)
     with pytest.raises(RuntimeError, match="CUDA"):
         ops.pixels_to_frames(pixels)
 
@@ -86,6 +100,22 @@ def test_pictures_are_the_same_on_the_device(
         back = cupy.empty((2, height, width, 3), np.uint8)
         ops.pixels_to_frames(pixels, back)
         np.testing.assert_array_equal(back.get(), ops.pixels_to_frames(expected.astype(dtype)))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_of_torch_are_read_where_they_lie(dtype: str) -> None:
+    import torch
+
+    pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 2, 7, 13)))
+    pixels = pixels.to(getattr(torch, dtype))
+    bits = pixels.view(torch.uint16) if dtype == "bfloat16" else pixels
+    expected = ops.pixels_to_frames(bits.numpy())
+    out = torch.zeros(expected.shape, dtype=torch.uint8, device="cuda")
+    there: Any = pixels.cuda()
+    ops.pixels_to_frames(there, out)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -59,7 +59,9 @@ class ndarray:
         self.there = there
         self.shape, self.dtype, self.nbytes = there.shape, there.dtype, there.nbytes
         self.flags = there.flags
-        self.data = SimpleNamespace(there=there, copy_from_device_async=self._copy)
+        self.data = SimpleNamespace(
+            there=there, copy_from_device_async=self._copy, memset_async=self._set_bytes
+        )
 
     def __getitem__(self, place: Any) -> ndarray:
         return ndarray(self.there[place])
@@ -67,20 +69,25 @@ class ndarray:
     def __len__(self) -> int:
         return len(self.there)
 
-    def fill(self, value: Any) -> None:
-        current().later(lambda: self.there.fill(value))
+    def __iter__(self) -> Iterator[ndarray]:
+        return map(ndarray, self.there)
 
     def set(self, values: np.ndarray, stream: Stream) -> None:
         assert (values.shape, values.dtype) == (self.shape, self.dtype)
         assert self.flags.c_contiguous
-        staged = values.copy()  # memory that is not pinned has been read when this returns
-        stream.later(lambda: np.copyto(self.there, staged))
+        stream.later(lambda: np.copyto(self.there, values))
 
     def get(self, stream: Stream, out: np.ndarray, blocking: bool) -> np.ndarray:
         assert (out.shape, out.dtype) == (self.shape, self.dtype)
         assert not blocking
         stream.later(lambda: np.copyto(out, self.there))
         return out
+
+    def _set_bytes(self, value: int, size: int, stream: Stream) -> None:
+        assert size == self.nbytes
+        assert self.flags.c_contiguous
+        assert 0 <= value < 256
+        stream.later(lambda: self.there.view(np.uint8).fill(value))
 
     def _copy(self, source: Any, size: int, stream: Stream) -> None:
         assert size == self.nbytes

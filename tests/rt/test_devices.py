@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,22 @@ def test_a_gpu_that_is_not_there(there: str) -> None:
     assert line_of(caught) == (
         f"devices: got 'cuda:1', but {there}; use --devices cpu (or cpu:0,cpu:1)"
     )
+
+
+def test_a_driver_that_is_too_old_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(Exception):
+        pass
+
+    def count() -> int:
+        raise Refused("the driver is insufficient")
+
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=Refused)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr("os.path.exists", lambda _: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    monkeypatch.setattr("rt.ops.cuda_archs", lambda: "90")
+    monkeypatch.setattr(devices, "_cupy", lambda: cupy)
+    assert devices.gpu_report() == "CUDA does not start (the driver is insufficient)"
 
 
 @pytest.mark.parametrize("count, instead", [(1, "cpu:0"), (2, "cpu:0,cpu:1"), (4, "cpu:0,cpu:1")])

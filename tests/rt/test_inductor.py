@@ -2,74 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from micro_engine import MICRO
+from mixed_engine import Mixed, Packages, compiled
 
-from export import backends as export_backends
 from export import inductor, verify
-from export.build import TOLERANCE
-from export.onnx import Stored, weights_of
+from export.onnx import Stored
 from export.units import PhaseSpec, parts_of, wan_chain
 from export.verify import run, run_bound, session
 from rt import Pipeline, backends, manifest
-from rt.backends.base import Engine
-from rt.backends.inductor import CARD, InductorBackend, read_card
-from rt.backends.onnxruntime import OnnxRuntimeBackend
+from rt.backends.inductor import CARD, InductorBackend, Recorder, read_card
 from rt.errors import EngineMismatch
-from rt.manifest import Manifest, Plan
 
 COMPILED = (("block_0", "step"), ("decode_1", "first"))
 """A graph with rings and free rows, and one with caches."""
-QUICK = {"aot_inductor.compile_wrapper_opt_level": "O0"}
-
-
-@dataclass(frozen=True)
-class Packages:
-    """An engine of ONNX plans, and beside it a folder with packages for some of them."""
-
-    made: Manifest
-    engine: Path
-    folder: Path
-    plans: Mapping[str, Plan]
-    """By the file of the ONNX plan that each stands for."""
-
-    def old(self, unit: str, phase: str) -> Plan:
-        return next(u for u in self.made.chain if u.name == unit).plans[phase]
-
-    def new(self, unit: str, phase: str) -> Plan:
-        return self.plans[self.old(unit, phase).file]
 
 
 @pytest.fixture(scope="module")
 def packages(tiny_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    made = manifest.read(tiny_engine)
-    folder = tmp_path_factory.mktemp("packages")
-    shutil.copy(tiny_engine / "weights.safetensors", folder)
-    chain = verify.twin(made, tiny_engine, MICRO, True)
-    specs = {unit.name: unit for unit in chain.units}
-    old = {unit.name: unit.plans for unit in made.chain}
-    plans: dict[str, Plan] = {}
-    for name, phase in COMPILED:
-        spec = specs[name].phases[phase]
-        may_ignore = {s.input for s in spec.state} if phase == "first" else set()
-        package = inductor.compile_package(spec, may_ignore=may_ignore, options=QUICK)
-        for unit in (u for u in chain.units if u.graph == specs[name].graph):
-            plan = old[unit.name][phase]
-            path = folder / f"{unit.name}.{phase}.pt2"
-            stored = weights_of((tiny_engine / plan.file).read_bytes())
-            path.write_bytes(inductor.plan(package, stored))
-            plans[plan.file] = replace(plan, file=path.name, graph_sha256=package.card.graph)
-    return Packages(made, tiny_engine, folder, plans)
+    return compiled(tiny_engine, tmp_path_factory.mktemp("packages"), COMPILED, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -104,46 +65,6 @@ def test_no_weight_is_in_a_package(packages: Packages) -> None:
         sample = weights[offset : offset + min(length, 64)]
         assert file == "weights.safetensors"
         assert len(set(sample)) < 8 or sample not in inside
-
-
-def test_a_plan_at_bfloat16_runs_over_its_bits(
-    packages: Packages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a build makes it: NumPy has no bfloat16, so its arrays are of uint16."""
-    recipe = export_backends._PACKAGES
-    monkeypatch.setattr(inductor, "_OPTIONS", inductor._OPTIONS | QUICK)
-    chain = verify.twin(packages.made, packages.engine, MICRO, True)
-    unit = next(u for u in chain.units if u.name == "prompt_kv_1")
-    spec = unit.phases["step"]
-    typed = recipe.typed(spec, "bf16")
-    assert {b.dtype for b in typed.outputs} == {"bfloat16"}
-    (old,) = (u for u in packages.made.prompt if u.name == unit.name)
-    stored = weights_of((packages.engine / old.plans["step"].file).read_bytes())
-    path = tmp_path / "unit.pt2"
-    path.write_bytes(recipe.plan(recipe.export(typed, "bf16", ()), stored))
-    shutil.copy(packages.engine / "weights.safetensors", tmp_path)
-    plan = replace(old.plans["step"], file=path.name, inputs=typed.inputs, outputs=typed.outputs)
-    feeds = verify.random_inputs(packages.made, plan, 1, "x")
-    got = run_bound(InductorBackend(1).load(tmp_path, plan), plan, feeds)
-    expected = verify.run_module(spec, feeds)
-    worst = max(verify.difference(got[n], expected[n]) for n in expected)
-    assert 1e-4 < worst <= TOLERANCE["bf16"]
-
-
-class Mixed:
-    """ONNX Runtime for the plans that no package was compiled of."""
-
-    name = "mixed"
-
-    def __init__(self, threads: int, packages: Packages) -> None:
-        self._others = OnnxRuntimeBackend(threads)
-        self._inductor = InductorBackend(threads)
-        self._packages = packages
-
-    def load(self, directory: Path, plan: Plan) -> Engine:
-        if (package := self._packages.plans.get(plan.file)) is not None:
-            return self._inductor.load(self._packages.folder, package)
-        return self._others.load(directory, plan)
 
 
 def test_a_stream_through_packages_equals_the_stream_of_onnxruntime(
@@ -204,6 +125,15 @@ def test_bindings_that_do_not_fit_are_refused(packages: Packages) -> None:
         run_bound(engine, plan, feeds | {"strange": feeds["mask"]})
 
 
+def test_short_rows_are_compiled_for_any_address() -> None:
+    """A package on a GPU reads 16 bytes at once where the example begins at a multiple of them."""
+    spec = _block()
+    unit = inductor._InPlace(spec, tuple(spec.module.state_dict()), "fp32")
+    nodes = [n for n in unit.export().graph.nodes if n.op == "placeholder"][: len(unit.bindings)]
+    offsets = dict(zip(unit.bindings, (n.meta["val"].storage_offset() for n in nodes), strict=True))
+    assert {name for name, offset in offsets.items() if offset} == {"write_index"}
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_bfloat16_is_close_to_float32_and_keeps_the_rings_small(
     tiny_engine: Path, rows: int
@@ -244,9 +174,76 @@ def _block() -> PhaseSpec:
     return spec
 
 
+class Cuda:
+    """What a recorder uses of `torch.cuda`; writes down on what is captured and replayed."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[object, ...]] = []
+        self.now: Any = "default"
+        self.empty_cache = lambda: None
+
+    def ExternalStream(self, handle: int, device: torch.device) -> Any:
+        waits = {"wait_stream": lambda _: None, "synchronize": lambda: None}
+        return SimpleNamespace(name=(handle, str(device)), **waits)
+
+    def current_stream(self) -> Any:
+        return self.now
+
+    def graph_pool_handle(self) -> object:
+        return object()
+
+    def device(self, _device: torch.device) -> Any:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.now = self.now, stream
+        yield
+        self.now = before
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.said.append(("replay", self.now.name)))
+
+    @contextlib.contextmanager
+    def graph(self, _graph: Any, pool: object, stream: Any, mode: str) -> Iterator[None]:
+        self.said.append(("capture", stream.name, pool, mode))
+        with self.stream(stream):
+            yield
+
+
+def test_graphs_of_a_device_are_captured_on_its_queue_and_share_their_scratch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scratch of a matrix product belongs to the CUDA stream that it was captured on: two
+    queues of one GPU must not have one.
+    """
+    cuda = Cuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    ran: list[object] = []
+
+    def launch() -> None:
+        assert not torch.backends.cudnn.allow_tf32
+        ran.append(cuda.now.name)
+
+    one, two = Recorder(0, 7), Recorder(0, 8)
+    replays = [recorder.capture([launch]) for recorder in (one, one, two)]
+    assert ran == [(7, "cuda:0")] * 4 + [(8, "cuda:0")] * 2
+    assert torch.backends.cudnn.allow_tf32
+    pools = [pool for _, _, pool, _ in cuda.said]
+    assert pools[0] is pools[1]
+    assert pools[0] is not pools[2]
+    assert {mode for *_, mode in cuda.said} == {"thread_local"}
+    cuda.said.clear()
+    for replay in replays:
+        replay()
+    assert [name for _, name in cuda.said] == [(7, "cuda:0")] * 2 + [(8, "cuda:0")]
+
+
 @pytest.mark.gpu
 def test_a_captured_package_equals_pytorch_on_the_gpu(cuda: Any, tmp_path: Path) -> None:
-    """Compiled for the GPU, captured as a CUDA graph, replayed over changed inputs."""
+    """Compiled for the GPU, captured as a CUDA graph, replayed over changed inputs, in rows that
+    begin where another one ends.
+    """
     spec = _block()
     package = inductor.compile_package(spec)
     nowhere = {name: Stored("", 0, 0, "float32", ()) for name in package.weights}
@@ -259,8 +256,8 @@ def test_a_captured_package_equals_pytorch_on_the_gpu(cuda: Any, tmp_path: Path)
         name: torch.randn_like(a).numpy() if a.is_floating_point() else a.numpy()
         for name, a in zip(spec.input_names, spec.arguments(), strict=True)
     }
-    arrays = {name: cuda.zeros(a.shape, a.dtype) for name, a in feeds.items()}
-    arrays["x_next"] = cuda.full_like(arrays["x"], np.nan)
+    arrays = {n: cuda.zeros((len(a) + 1, *a.shape[1:]), a.dtype)[1:] for n, a in feeds.items()}
+    arrays["x_next"] = cuda.asarray(np.full_like(feeds["x"], np.nan))
     arrays |= {"k_ring_next": arrays["k_ring"], "v_ring_next": arrays["v_ring"]}
     launch = engine.bind(arrays)
     for name, array in feeds.items():

@@ -392,9 +392,19 @@ def test_frames_of_other_libraries(pipeline: rt.Pipeline) -> None:
         def __dlpack_device__(self) -> Any:
             return self._array.__dlpack_device__()
 
+    class OnGpu(OnlyDlpack):
+        """As CuPy and torch: comes to the host when it is asked for there, and only then."""
+
+        def __dlpack__(self, *, dl_device: tuple[int, int] | None = None, **options: Any) -> Any:
+            assert dl_device == (1, 0)
+            return super().__dlpack__(**options)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
     pictures = scene(5)
     plain = restyle(pipeline, pictures)
-    for convert in (torch.from_numpy, Image.fromarray, OnlyDlpack, np.ascontiguousarray):
+    for convert in (torch.from_numpy, Image.fromarray, OnlyDlpack, OnGpu, np.ascontiguousarray):
         assert equal(restyle(pipeline, [convert(p) for p in pictures]), plain)
 
 

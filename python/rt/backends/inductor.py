@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .base import Engine, Launch
 
 CARD = "plan.json"
 """The entry of a package, below its own folder `extra`, that says how to call it."""
+
+ALIGNED = 16
+"""Bytes: what code for a GPU reads at once."""
 
 Kind = torch.dtype
 Loader = Any  # torch._C._aoti.AOTIModelPackageLoader
@@ -68,6 +72,14 @@ def read_card(package: Path) -> Card:
         raise EngineMismatch(f"{package} is no package of this exporter: {error}") from None
 
 
+def rows_lie_anywhere(shape: Sequence[int | str], kind: Kind) -> bool:
+    """Whether a row of such a binding is so short that the next one begins at no multiple of 16
+    bytes. All other arrays begin at one.
+    """
+    batched = bool(shape) and shape[0] == "B"
+    return batched and math.prod(int(d) for d in shape[1:]) * kind.itemsize % ALIGNED != 0
+
+
 def host() -> str:
     """What a package for the processor is compiled for: its widest vectors."""
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
@@ -93,11 +105,11 @@ class InductorEngine:
         card: Card,
         weights: Sequence[Tensor],
         file: str,
-        index: int,
-        cuda_stream: int | None,
+        place: torch.device,
+        recorder: Recorder | None,
     ) -> None:
-        self._loaded_on = index
-        self._cuda_stream = cuda_stream
+        self._place = place
+        self._recorder = recorder
         self._loader = loader
         self._card = card
         self._weights = tuple(weights)
@@ -105,8 +117,7 @@ class InductorEngine:
 
     def bind(self, arrays: Mapping[str, Array]) -> Launch:
         launch = self.plain(arrays)
-        on_gpu = self._card.device.startswith("sm_")
-        return capture([launch], self._loaded_on, self._cuda_stream) if on_gpu else launch
+        return launch if self._recorder is None else self._recorder.capture([launch])
 
     def plain(self, arrays: Mapping[str, Array]) -> Launch:
         """As `bind`, but never captured: for a capture of several launches as one."""
@@ -116,12 +127,19 @@ class InductorEngine:
             raise EngineMismatch(
                 f"{self._file}: bindings {sorted(differing)} differ from the manifest"
             )
-        tensors = {name: _tensor(array) for name, array in arrays.items()}
+        tensors = {name: _tensor(array, self._place) for name, array in arrays.items()}
         for name, dtype, shape in card.arguments:
             if dtype == "bfloat16" and tensors[name].dtype == torch.uint16:
                 tensors[name] = tensors[name].view(torch.bfloat16)
             tensor = tensors[name]
             assert tensor.is_contiguous(), name
+            if tensor.device != self._place:
+                raise EngineMismatch(
+                    f"{self._file} runs on {self._place}, {name} is on {tensor.device}; "
+                    f"use --devices {self._place}"
+                )
+            if not rows_lie_anywhere(shape, tensor.dtype):  # Else a package would copy it first.
+                assert self._recorder is None or tensor.data_ptr() % ALIGNED == 0, name
             if str(tensor.dtype) != f"torch.{dtype}" or not _fits(tensor.shape, shape):
                 raise EngineMismatch(
                     f"{self._file}: {name} is {dtype} {list(shape)}, the manifest needs "
@@ -142,6 +160,7 @@ class InductorBackend:
         self._threads = threads
         self._index = index
         self._cuda_stream = cuda_stream
+        self._recorder: Recorder | None = None
         self._loaders: dict[str, Loader] = {}
         self._weights: dict[tuple[str, int, str], Tensor] = {}
 
@@ -176,10 +195,12 @@ class InductorBackend:
                 raise EngineMismatch(
                     f"{path}: torch {torch.__version__} refuses it: {reason}"
                 ) from error
-        device = f"cuda:{self._index}" if on_gpu else "cpu"
-        weights = [weight(name, device).to(device, card.kind(name)) for name in card.weights]
-        loader, where = self._loaders[card.graph], (self._index, self._cuda_stream)
-        return InductorEngine(loader, card, weights, path.name, *where)
+        if on_gpu and self._recorder is None:
+            self._recorder = Recorder(self._index, self._cuda_stream)
+        place = torch.device("cuda", self._index) if on_gpu else torch.device("cpu")
+        weights = [weight(name, str(place)).to(place, card.kind(name)) for name in card.weights]
+        loader = self._loaders[card.graph]
+        return InductorEngine(loader, card, weights, path.name, place, self._recorder)
 
     def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
         """One weight, read once for all units and phases that share it."""
@@ -197,29 +218,55 @@ class InductorBackend:
         return self._weights[key]
 
 
-def capture(launches: Sequence[Launch], index: int = 0, cuda_stream: int | None = None) -> Launch:
-    """Launches on GPU `index` -> one launch that replays them all as a CUDA graph, on `cuda_stream`
-    (None: the one that is current for torch).
+class Recorder:
+    """Captures launches on GPU `index` as CUDA graphs that run on `cuda_stream` (None: on the one
+    that is current for torch).
 
-    Runs them once before: what they write is written at load already.
+    All graphs of a recorder share the memory of what is neither bound nor a weight, and so do the
+    products in them, whose scratch belongs to the CUDA stream of the capture: on one CUDA stream
+    graphs run one after the other, beside each other they would spoil it.
     """
-    with torch.cuda.device(index):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for launch in launches:
-                launch()
-        stream.synchronize()  # The CUDA stream that replays does not wait for torch's own.
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for launch in launches:
-                launch()
-    if cuda_stream is None:
-        return functools.partial(_replay, graph, tuple(launches))
-    there = torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
-        cuda_stream, device=torch.device("cuda", index)
-    )
-    return functools.partial(_replay_on, there, graph, tuple(launches))
+
+    def __init__(self, index: int = 0, cuda_stream: int | None = None) -> None:
+        self._follows = cuda_stream is None
+        self._device = torch.device("cuda", index)
+        with torch.cuda.device(self._device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = (
+                torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                if cuda_stream is None
+                else torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
+                    cuda_stream, device=self._device
+                )
+            )
+
+    def capture(self, launches: Sequence[Launch]) -> Launch:
+        """Launches in order -> one launch that replays them all.
+
+        Runs them once before: what they write is written at load already.
+        """
+        stream, graph = self._stream, torch.cuda.CUDAGraph()
+        # By torch's default convolutions of float32 are of TF32, which has ten bits.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.cuda.device(self._device), exact:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for launch in launches:
+                    launch()
+            mode = "thread_local"  # Threads of other pipelines may allocate meanwhile.
+            with torch.cuda.graph(graph, self._pool, stream, mode):
+                for launch in launches:
+                    launch()
+            stream.synchronize()  # The CUDA stream that replays may not wait for this one.
+            torch.cuda.empty_cache()  # What the first run took: CuPy allocates for itself.
+        if self._follows:
+            return functools.partial(_replay, graph, tuple(launches))
+        return functools.partial(_replay_on, stream, graph, tuple(launches))
+
+
+def capture(launches: Sequence[Launch]) -> Launch:
+    """Launches on the first GPU -> one launch that replays them all, where torch is."""
+    return Recorder().capture(launches)
 
 
 def _replay(graph: torch.cuda.CUDAGraph, _alive: tuple[Launch, ...]) -> None:
@@ -255,12 +302,12 @@ def _check(path: Path, card: Card, index: int) -> None:
         )
 
 
-def _tensor(array: Array) -> Tensor:
+def _tensor(array: Array, place: torch.device) -> Tensor:
     """The same memory as a tensor. A type that NumPy and CuPy lack comes as its bits."""
     if isinstance(array, Tensor):
         return array
     if hasattr(array, "__cuda_array_interface__"):
-        return torch.as_tensor(array)  # on the device where it lies
+        return torch.as_tensor(array, device=place)  # which it is on, or it would be a copy
     return torch.from_numpy(array)
 
 
