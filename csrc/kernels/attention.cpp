@@ -55,25 +55,40 @@ void Linear::operator()(const float* x, int64_t rows, Finish finish, float* y, c
 Attention::Attention(const MatrixKernel& kernel, const AttentionShape& s, const float* k,
                      const float* v, const float* mask, Room& room, const Loop& loop)
     : kernel_(kernel), shape_(s), k_(k), v_(v), seen_(s.batch) {
+    const bool packs = kernel.by_runs == nullptr;
     for (int64_t b = 0; b < s.batch; ++b) {
         std::vector<Run>& runs = seen_[b].runs;
         for (int64_t j = 0; j < s.keys; ++j) {
             if (mask != nullptr && mask[b * s.keys + j] != 0.0f) continue;
+            if (packs) {
+                seen_[b].keys.push_back(j);
+                continue;
+            }
             if (runs.empty() || runs.back().end != j) runs.push_back({j, j});
             ++runs.back().end;
-            if (kernel.attend == nullptr) seen_[b].keys.push_back(j);
         }
     }
-    if (kernel.attend != nullptr) return;
-    packed_bytes_ = key_bytes(kernel, s) + kernel.panels(s.size) * kernel.panel_bytes(s.keys);
+    if (!packs) return;
+    const int64_t together = kernel.by_blocks != nullptr ? kBlockKeys : kChunk;
+    const int64_t chunks = (s.keys + together - 1) / together;
+    if (kernel.by_blocks != nullptr) {
+        packed_bytes_ = chunks * kernel.by_blocks->block_bytes(s.size);
+    } else {
+        packed_bytes_ = key_bytes(kernel, s) + kernel.panels(s.size) * kernel.panel_bytes(s.keys);
+    }
     packed_ = room.take(s.batch * s.heads * packed_bytes_);
-    const int64_t chunks = (s.keys + kChunk - 1) / kChunk;
     loop(s.batch * s.heads * chunks, [&](int64_t task) {
-        const int64_t head = task / chunks, begin = task % chunks * kChunk;
+        const int64_t head = task / chunks, begin = task % chunks * together;
         const Seen& visible = seen_[head / s.heads];
-        if (begin >= static_cast<int64_t>(visible.keys.size())) return;
-        const int64_t offset = head * s.keys * s.size;
-        pack(visible, begin, k + offset, v + offset, packed(head));
+        const int64_t left = static_cast<int64_t>(visible.keys.size()) - begin;
+        if (left <= 0) return;
+        const float* const keys = k + head * s.keys * s.size;
+        const float* const values = v + head * s.keys * s.size;
+        if (kernel.by_blocks == nullptr) return pack(visible, begin, keys, values, packed(head));
+        const int few = static_cast<int>(std::min(left, together));
+        kernel.by_blocks->pack(
+            keys, values, visible.keys.data() + begin, few, s.size,
+            packed(head) + begin / together * kernel.by_blocks->block_bytes(s.size));
     });
 }
 
@@ -84,17 +99,22 @@ void Attention::operator()(int64_t row, int64_t head, const float* q, int64_t ro
     for (int64_t r = 0; r < rows; r += kTileRows) {
         const int few = static_cast<int>(std::min<int64_t>(kTileRows, rows - r));
         const float* const from = q + r * shape_.size;
-        if (kernel_.attend == nullptr) {
-            attend_packed(seen, packed(place), from, few, out + r * ldo, ldo, work);
+        float* const to = out + r * ldo;
+        if (kernel_.by_runs != nullptr) {
+            kernel_.by_runs->attend(from, few, shape_.size, k_ + offset, v_ + offset,
+                                    seen.runs.data(), seen.runs.size(), to, ldo, work);
+        } else if (kernel_.by_blocks != nullptr) {
+            kernel_.by_blocks->attend(from, few, shape_.size, packed(place), seen.keys.size(), to,
+                                      ldo, work);
         } else {
-            kernel_.attend(from, few, shape_.size, k_ + offset, v_ + offset, seen.runs.data(),
-                           seen.runs.size(), out + r * ldo, ldo, work);
+            attend_panels(seen, packed(place), from, few, to, ldo, work);
         }
     }
 }
 
 size_t Attention::work_bytes(const MatrixKernel& kernel, int64_t keys, int64_t size) {
-    if (kernel.attend != nullptr) return kernel.attend_bytes(size);
+    if (kernel.by_runs != nullptr) return kernel.by_runs->scratch_bytes(size);
+    if (kernel.by_blocks != nullptr) return kernel.by_blocks->scratch_bytes(size);
     return aligned(kTileRows * apart(kernel, keys) * sizeof(float)) +
            std::max(kernel.scratch_bytes(size), kernel.scratch_bytes(keys));
 }
@@ -115,12 +135,13 @@ void Attention::pack(const Seen& seen, int64_t begin, const float* k, const floa
     for (int64_t first = 0; first < size; first += kernel_.columns) {
         for (int64_t j = begin; j < end; ++j) values[j] = v + seen.keys[j] * size + first;
         const int few = static_cast<int>(std::min<int64_t>(kernel_.columns, size - first));
-        kernel_.pack(values.data(), begin, end, few, count,
-                     packed_values + first / kernel_.columns * kernel_.panel_bytes(count));
+        kernel_.by_panels->pack(
+            values.data(), begin, end, few, count,
+            packed_values + first / kernel_.columns * kernel_.panel_bytes(count));
     }
 }
 
-void Attention::attend_packed(const Seen& seen, const char* packed, const float* q, int rows,
+void Attention::attend_panels(const Seen& seen, const char* packed, const float* q, int rows,
                               float* out, int64_t ldo, char* work) const {
     const int64_t size = shape_.size, count = static_cast<int64_t>(seen.keys.size());
     const int64_t wide = padded(kernel_, count), ld = apart(kernel_, count);
@@ -128,7 +149,7 @@ void Attention::attend_packed(const Seen& seen, const char* packed, const float*
     char* const scratch = work + aligned(kTileRows * ld * sizeof(float));
     float scale[kTileRows];
     kernel_.product(q, size, rows, size, packed, wide, nullptr, weights, ld, scratch);
-    kernel_.exponentials(weights, ld, rows, count, wide, scale);
+    kernel_.by_panels->exponentials(weights, ld, rows, count, wide, scale);
     kernel_.product(weights, ld, rows, count, packed + key_bytes(kernel_, shape_), size, nullptr,
                     out, ldo, scratch);
     for (int r = 0; r < rows; ++r) {

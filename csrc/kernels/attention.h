@@ -78,7 +78,7 @@ class Attention {
     };
 
     void pack(const Seen& seen, int64_t begin, const float* k, const float* v, char* packed) const;
-    void attend_packed(const Seen& seen, const char* packed, const float* q, int rows, float* out,
+    void attend_panels(const Seen& seen, const char* packed, const float* q, int rows, float* out,
                        int64_t ldo, char* work) const;
     char* packed(int64_t head) const { return packed_ + head * packed_bytes_; }
 

@@ -19,55 +19,103 @@
 #define SDRT_ROWS 4
 #endif
 #include "kernels/matrix_body.h"
+#include "kernels/matrix_floats.h"
 #undef SDRT_SET
 #undef SDRT_LANES
 #undef SDRT_ROWS
 
 #if defined(SDRT_X86_SETS)
+#define SDRT_LANES 8
+#define SDRT_ROWS 6
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define SDRT_SET avx2
-#define SDRT_LANES 8
-#define SDRT_ROWS 6
 #include "kernels/matrix_body.h"
+#include "kernels/matrix_floats.h"
 #undef SDRT_SET
-#undef SDRT_LANES
-#undef SDRT_ROWS
 #pragma GCC pop_options
 
+#if __GNUC__ >= 12
+#define SDRT_AVXVNNI
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avxvnni")
+#define SDRT_SET avxvnni
+#define SDRT_DOT __builtin_ia32_vpdpwssd_v8si
+#include "kernels/matrix_body.h"
+#include "kernels/matrix_words.h"
+#undef SDRT_SET
+#undef SDRT_DOT
+#pragma GCC pop_options
+#endif
+#undef SDRT_LANES
+#undef SDRT_ROWS
+
+#define SDRT_LANES 16
+#define SDRT_ROWS 12
 #pragma GCC push_options
 #pragma GCC target("avx512f,prefer-vector-width=512")
 #define SDRT_SET avx512
-#define SDRT_LANES 16
-#define SDRT_ROWS 12
 #include "kernels/matrix_body.h"
+#include "kernels/matrix_floats.h"
 #undef SDRT_SET
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vnni,prefer-vector-width=512")
+#define SDRT_SET avx512vnni
+#define SDRT_DOT __builtin_ia32_vpdpwssd_v16si
+#include "kernels/matrix_body.h"
+#include "kernels/matrix_words.h"
+#undef SDRT_SET
+#undef SDRT_DOT
+#pragma GCC pop_options
 #undef SDRT_LANES
 #undef SDRT_ROWS
-#pragma GCC pop_options
 #endif
 
 namespace sdrt {
 
-#define SDRT_KERNEL(set)                                       \
-    static const MatrixKernel k_##set = {#set,                 \
-                                         set::kColumns,        \
-                                         kMostRows,            \
-                                         set::panel_bytes,     \
-                                         set::scratch_bytes,   \
-                                         set::pack_transposed, \
-                                         set::pack,            \
-                                         set::product,         \
-                                         set::exponentials,    \
-                                         set::attend,          \
-                                         set::attend_bytes,    \
-                                         set::modulate,        \
-                                         set::split_heads}
+// A kernel called `name` that is made of what stands in namespace `set`, attention aside.
+#define SDRT_KERNEL(set)                      \
+    {.name = #set,                            \
+     .columns = set::kColumns,                \
+     .most_rows = kMostRows,                  \
+     .panel_bytes = set::panel_bytes,         \
+     .scratch_bytes = set::scratch_bytes,     \
+     .pack_transposed = set::pack_transposed, \
+     .product = set::product,                 \
+     .by_runs = nullptr,                      \
+     .by_blocks = nullptr,                    \
+     .by_panels = nullptr,                    \
+     .modulate = set::modulate,               \
+     .split_heads = set::split_heads}
 
-SDRT_KERNEL(portable);
+template <typename Way>
+static constexpr MatrixKernel with(MatrixKernel kernel, const Way* MatrixKernel::* place,
+                                   const Way& way) {
+    kernel.*place = &way;
+    return kernel;
+}
+
+#define SDRT_FLOATS(set)                                                   \
+    static constexpr ByRuns runs_##set = {set::attend_bytes, set::attend}; \
+    static constexpr MatrixKernel k_##set =                                \
+        with(SDRT_KERNEL(set), &MatrixKernel::by_runs, runs_##set)
+
+#define SDRT_WORDS(set)                                                               \
+    static constexpr ByBlocks blocks_##set = {set::block_bytes, set::pack_block,      \
+                                              set::attend_bytes, set::attend_blocks}; \
+    static constexpr MatrixKernel k_##set =                                           \
+        with(SDRT_KERNEL(set), &MatrixKernel::by_blocks, blocks_##set)
+
+SDRT_FLOATS(portable);
 #if defined(SDRT_X86_SETS)
-SDRT_KERNEL(avx2);
-SDRT_KERNEL(avx512);
+SDRT_FLOATS(avx2);
+SDRT_FLOATS(avx512);
+SDRT_WORDS(avx512vnni);
+#if defined(SDRT_AVXVNNI)
+SDRT_WORDS(avxvnni);
+#endif
 
 static void amx_product(const float* a, int64_t lda, int rows, int64_t depth, const char* panels,
                         int64_t columns, const Finish* finish, float* c, int64_t ldc,
@@ -77,27 +125,27 @@ static void amx_product(const float* a, int64_t lda, int rows, int64_t depth, co
 }
 
 static_assert(avx512::kColumns == amx::kColumns);
-static const MatrixKernel k_amx = {"amx",
-                                   amx::kColumns,
-                                   kTileRows,
-                                   amx::panel_bytes,
-                                   amx::scratch_bytes,
-                                   amx::pack_transposed,
-                                   amx::pack,
-                                   amx_product,
-                                   avx512::exponentials,
-                                   nullptr,
-                                   nullptr,
-                                   avx512::modulate,
-                                   avx512::split_heads};
+static constexpr ByPanels panels_amx = {amx::pack, avx512::exponentials};
+static constexpr MatrixKernel k_amx = {.name = "amx",
+                                       .columns = amx::kColumns,
+                                       .most_rows = kTileRows,
+                                       .panel_bytes = amx::panel_bytes,
+                                       .scratch_bytes = amx::scratch_bytes,
+                                       .pack_transposed = amx::pack_transposed,
+                                       .product = amx_product,
+                                       .by_runs = nullptr,
+                                       .by_blocks = nullptr,
+                                       .by_panels = &panels_amx,
+                                       .modulate = avx512::modulate,
+                                       .split_heads = avx512::split_heads};
 #endif
 
-// Attention over packed keys, as `amx` has it, on any processor: for tests.
-static const MatrixKernel k_packed = [] {
-    MatrixKernel kernel = k_portable;
-    kernel.name = "packed";
+// Attention as `amx` does it, on any processor: for tests.
+static constexpr ByPanels panels_portable = {portable::pack, portable::exponentials};
+static constexpr MatrixKernel k_panels = [] {
+    MatrixKernel kernel = with(SDRT_KERNEL(portable), &MatrixKernel::by_panels, panels_portable);
+    kernel.name = "panels";
     kernel.most_rows = kTileRows;
-    kernel.attend = nullptr;
     return kernel;
 }();
 
@@ -106,11 +154,17 @@ std::vector<const MatrixKernel*> matrix_kernels() {
 #if defined(SDRT_X86_SETS)
     __builtin_cpu_init();
     if (amx::present()) found.push_back(&k_amx);
-    if (__builtin_cpu_supports("avx512f")) found.push_back(&k_avx512);
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&k_avx2);
+    const bool avx512 = __builtin_cpu_supports("avx512f");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&k_avx512vnni);
+#if defined(SDRT_AVXVNNI)
+    if (avx2 && __builtin_cpu_supports("avxvnni")) found.push_back(&k_avxvnni);
+#endif
+    if (avx512) found.push_back(&k_avx512);
+    if (avx2) found.push_back(&k_avx2);
 #endif
     found.push_back(&k_portable);
-    found.push_back(&k_packed);
+    found.push_back(&k_panels);
     return found;
 }
 

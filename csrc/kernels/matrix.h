@@ -1,10 +1,11 @@
 // Products of float32 matrices, softmax and GELU on the processor: what a DiT block spends its time
 // in. Written once per instruction set, chosen once per process (matrix.cpp).
 //
-// The right-hand side of a product is packed into panels of a few columns first. `vector` kernels
-// multiply in float32. The `amx` kernel writes every factor as the sum of two bfloat16 and adds
-// three products of them in float32 (the fourth is below what is kept): about 16 bits of each
-// factor, against 24 of float32, at several times the speed.
+// The right-hand side of a product is packed into panels of a few columns first. `avx512`, `avx2`
+// and `portable` multiply in float32. The others keep about 16 bits of each factor, against 24 of
+// float32, at twice the speed and more: `amx` writes it as the sum of two bfloat16 and adds three
+// products of them in float32 (the fourth is below what is kept); `avx512vnni` and `avxvnni` round
+// it to whole numbers of 16 bits, with a scale for every row (matrix_words.h).
 #pragma once
 
 #include <cstddef>
@@ -30,6 +31,39 @@ struct Run {
     int64_t begin, end;
 };
 
+// out [rows, size] = softmax(q k^T) v over the keys of `runs`, for q [rows, size] and k and v
+// [keys, size] as they are.
+struct ByRuns {
+    size_t (*scratch_bytes)(int64_t size);
+    void (*attend)(const float* q, int rows, int64_t size, const float* k, const float* v,
+                   const Run* runs, int64_t count, float* out, int64_t ldo, char* scratch);
+};
+
+constexpr int kBlockKeys = 96;  // of a block; even. Their weights stay in the nearest cache
+
+// The same over `count` keys, packed before in blocks that are full but for the last.
+struct ByBlocks {
+    size_t (*block_bytes)(int64_t size);
+    void (*pack)(const float* k, const float* v, const int64_t* keys, int count, int64_t size,
+                 char* block);
+    size_t (*scratch_bytes)(int64_t size);
+    void (*attend)(const float* q, int rows, int64_t size, const char* blocks, int64_t count,
+                   float* out, int64_t ldo, char* scratch);
+};
+
+// The same as two products, over keys packed by `pack_transposed` and values packed by `pack`.
+struct ByPanels {
+    // Rows [begin, end) of one panel; begin is a multiple of 32. Row k is `rows[k]`, of which
+    // the first `count` columns exist; what is missing is zero, also below the last row.
+    void (*pack)(const float* const* rows, int64_t begin, int64_t end, int count, int64_t depth,
+                 char* panel);
+
+    // Every row of x [rows, padded] becomes exp(x - max) over its first `count` values, and nothing
+    // that counts beyond; `scale[row]` one over the sum. `padded` is a multiple of `columns`.
+    void (*exponentials)(float* x, int64_t ldx, int rows, int64_t count, int64_t padded,
+                         float* scale);
+};
+
 struct MatrixKernel {
     const char* name;
     int columns;    // of a panel; a multiple of 8
@@ -42,26 +76,15 @@ struct MatrixKernel {
     // One panel of the matrix whose column j is `rows[j]` [depth]; missing columns are zero.
     void (*pack_transposed)(const float* const* rows, int count, int64_t depth, char* panel);
 
-    // Rows [begin, end) of one panel; begin is a multiple of 32. Row k is `rows[k]`, of which
-    // the first `count` columns exist; what is missing is zero, also below the last row.
-    void (*pack)(const float* const* rows, int64_t begin, int64_t end, int count, int64_t depth,
-                 char* panel);
-
     // c [rows, columns] = a [rows, depth] times the panels, then what `finish` says; null: nothing.
     // rows <= most_rows.
     void (*product)(const float* a, int64_t lda, int rows, int64_t depth, const char* panels,
                     int64_t columns, const Finish* finish, float* c, int64_t ldc, char* scratch);
 
-    // Every row of x [rows, padded] becomes exp(x - max) over its first `count` values, and nothing
-    // that counts beyond; `scale[row]` one over the sum. `padded` is a multiple of `columns`.
-    void (*exponentials)(float* x, int64_t ldx, int rows, int64_t count, int64_t padded,
-                         float* scale);
-
-    // out [rows, size] = softmax(q k^T) v over the keys of `runs`, for q [rows, size] and k and v
-    // [keys, size] as they are. Null: the kernel wants them packed.
-    void (*attend)(const float* q, int rows, int64_t size, const float* k, const float* v,
-                   const Run* runs, int64_t count, float* out, int64_t ldo, char* scratch);
-    size_t (*attend_bytes)(int64_t size);
+    // The way in which attention is done; the others are null.
+    const ByRuns* by_runs;
+    const ByBlocks* by_blocks;
+    const ByPanels* by_panels;
 
     // y = layer normalisation of x [rows, width], without weights, times 1 + scale, plus shift.
     void (*modulate)(const float* x, int rows, int64_t width, float eps, const float* scale,

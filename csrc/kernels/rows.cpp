@@ -309,7 +309,7 @@ void Rows::run(const std::vector<Tensor>& inputs, const std::vector<int>& result
     const size_t held = place_results(chain, tile, places);
 
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-    if (kernel_.attend == nullptr) lock.lock();
+    if (kernel_.by_runs == nullptr) lock.lock();
     std::vector<std::unique_ptr<Attention>> attentions(steps_.size());
     size_t work = 0;
     for (size_t n = 0; n < steps_.size(); ++n) {

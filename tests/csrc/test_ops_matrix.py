@@ -15,16 +15,27 @@ from rt import ops_matrix
 Floats = NDArray[np.float32]
 KERNELS = ops_matrix.matrix_kernels()
 FEW = settings(max_examples=25, deadline=None)
-BOUND = {"amx": 2.0**-15}
-"""Of the sum of the absolute products. The kernel `amx` keeps 16 bits of each factor."""
 
 
 def normal(seed: int, *shape: int) -> Floats:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def tolerance(kernel: str) -> float:
-    return BOUND.get(kernel, 2.0**-21)
+def spread(kernel: str, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Most by which a kernel may miss a b^T: in float32; with 16 bits of each factor; or with rows
+    of whole numbers, the largest of which is at most 32767 and stands for at most a row's length.
+    """
+    a, b = np.abs(a.astype(np.float64)), np.abs(b.astype(np.float64)).swapaxes(-1, -2)
+    if kernel.endswith("vnni"):
+        half = 0.505 / 32767
+        lengths = (
+            np.linalg.norm(a, axis=-1, keepdims=True),
+            np.linalg.norm(b, axis=-2, keepdims=True),
+        )
+        sums = a.sum(-1, keepdims=True), b.sum(-2, keepdims=True)
+        by_rows: NDArray[Any] = half * (sums[0] * lengths[1] + lengths[0] * sums[1])
+        return by_rows + 2.0**-21 * (a @ b)
+    return (2.0**-15 if kernel == "amx" else 2.0**-21) * (a @ b)
 
 
 def gelu(x: NDArray[Any]) -> NDArray[Any]:
@@ -60,9 +71,9 @@ def test_a_linear_layer_is_what_numpy_says(
     y = gelu(y) if with_gelu else y
     y = y if g64 is None else y * g64
     y = y if r64 is None else y + r64
-    size = 4 + np.abs(x64) @ np.abs(w64.T)  # GELU's slope is at most 1.13
+    error = 2.0**-19 + spread(kernel, x, weight)  # GELU's slope is at most 1.13
     factor = 1.0 if g64 is None else 1 + np.abs(g64)
-    assert (np.abs(got - y) <= 2 * tolerance(kernel) * size * factor).all()
+    assert (np.abs(got - y) <= 2 * error * factor).all()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -83,8 +94,10 @@ def test_attention_is_what_numpy_says(
     score = q.astype(np.float64) @ k.astype(np.float64).swapaxes(-1, -2)
     weight = softmax(score if mask is None else score + mask)
     expected = (weight @ v.astype(np.float64)).swapaxes(1, 2).reshape(got.shape)
-    reach = (np.abs(q).astype(np.float64) @ np.abs(k).swapaxes(-1, -2)).max() + 4
-    assert np.abs(got - expected).max() <= 2 * tolerance(kernel) * reach * np.abs(v).max()
+    # Weights are off by as much as their scores; then they and the values are rounded once more.
+    ones = np.ones((1, min(keys, 96)))
+    error = spread(kernel, q, k).max() + spread(kernel, ones, ones).max() + 2.0**-19
+    assert np.abs(got - expected).max() <= 2 * error * np.abs(v).max()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -260,3 +273,29 @@ def test_steps_that_mean_nothing_are_refused(steps: str, told: str) -> None:
     x, part = np.zeros((1, 3, 4), np.float32), np.zeros((1, 1, 4), np.float32)
     with pytest.raises(ValueError, match=told):
         ops_matrix.rows(steps.split("\n"), [x, part, part], [3], [x.shape])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("depth", [1, 2, 255, 4096])
+def test_products_of_the_largest_sums_and_of_uneven_rows_hold(kernel: str, depth: int) -> None:
+    """Equal values add up to as much as two rows of their lengths can; a large value beside small
+    ones, and rows of zeros, keep what they have.
+    """
+    rows = np.ones((1, 4, depth), np.float32) * np.float32([[[3e-9], [7.0], [-2e6], [0.0]]])
+    rows[0, 1, 0] = 5e3
+    weight = rows[0, :3].copy()
+    got = ops_matrix.linear(rows, weight, np.zeros(3, np.float32), kernel=kernel)[0]
+    wide = rows[0].astype(np.float64)
+    sums = 2.0**-24 * depth * (np.abs(wide) @ np.abs(wide[:3].T))  # of float32, one after another
+    assert (np.abs(got - wide @ wide[:3].T) <= 2 * spread(kernel, wide, wide[:3]) + sums).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_rounded_is_rounded_to_the_nearest(kernel: str) -> None:
+    x, weight = normal(1, 1, 200, 256), normal(2, 100, 256)
+    got = ops_matrix.linear(x, weight, np.zeros(100, np.float32), kernel=kernel)[0]
+    wide = x[0].astype(np.float64), weight.astype(np.float64)
+    lengths = np.linalg.norm(wide[0], axis=1)[:, None] * np.linalg.norm(wide[1], axis=1)
+    errors = (got - wide[0] @ wide[1].T) / lengths
+    assert np.sqrt((errors**2).mean()) < 1.2e-5
+    assert abs(errors.mean()) < 5e-7
