@@ -1,7 +1,7 @@
 // The operator `Rows` of domain "sdrt" for ONNX Runtime, found in this extension by its
 // `register_custom_ops_library`. Attributes: `given`, how many inputs it has; `steps` (rows.h);
-// `results`, the numbers of the values that are its outputs, in order. It runs on the threads of
-// the session.
+// `results`, the numbers of the values that are its outputs, in order; `factors`, what those of
+// products may be rounded to, "float32" or "int16". It runs on the threads of the session.
 #include <functional>
 #include <memory>
 #include <sstream>
@@ -130,7 +130,11 @@ class RowsKernel {
                 constants[i] = {library.mutable_floats(value), library.shape(value)};
             }
         }
-        rows_ = std::make_unique<Rows>(*matrix_kernels().front(),
+        const std::string factors = library.attribute(info, "factors");
+        if (factors != "float32" && factors != "int16") {
+            throw std::invalid_argument("factors: got " + factors + ", expected float32 or int16");
+        }
+        rows_ = std::make_unique<Rows>(matrix_kernel(factors == "int16"),
                                        parse_steps(library.attribute(info, "steps")), constants);
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,8 @@ def _as_it_is(spec: PhaseSpec, _precision: str) -> PhaseSpec:
     return spec
 
 
-def _export_onnx(spec: PhaseSpec, _precision: str, may_ignore: Collection[str]) -> graphs.Graph:
-    return plans.graph_of(spec, may_ignore)
-
-
-def _plan_onnx(graph: graphs.Graph, stored: Mapping[str, Stored]) -> bytes:
-    return graphs.attach_weights(lower_for_onnxruntime(graph), stored)
+def _export_onnx(spec: PhaseSpec, precision: str, may_ignore: Collection[str]) -> graphs.Graph:
+    return lower_for_onnxruntime(plans.graph_of(spec, may_ignore), precision)
 
 
 def _compile(spec: PhaseSpec, precision: str, may_ignore: Collection[str]) -> inductor.Package:
@@ -55,7 +51,7 @@ _ONNX = plans.Recipe(
     ".onnx",
     _as_it_is,
     _export_onnx,
-    _plan_onnx,
+    graphs.attach_weights,
     lambda path: graphs.weights_of(path.read_bytes()),
     lambda path: graphs.graph_sha256(path.read_bytes()),
 )
@@ -84,7 +80,7 @@ def _tensorrt(flavour: str) -> Backend:
 
 BACKENDS = {
     "onnxruntime": Backend(
-        ("fp32",),
+        ("fp32", "int16"),
         True,  # on a CPU a 2-D convolution runs half again as fast as the 3-D one (REFERENCE 7)
         False,
         lambda: f"opset {graphs.OPSET_ONNXRUNTIME}",

@@ -31,7 +31,7 @@ from rt.manifest import Manifest, Unit
 
 VERSION = "0.1.0"
 TOKENIZER = "tokenizer.json"
-TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 8e-2, "fp8": 2e-1}
+TOLERANCE = {"fp32": 1e-4, "int16": 1e-3, "fp16": 2e-2, "bf16": 8e-2, "fp8": 2e-1}
 """Largest absolute difference between a plan and its PyTorch unit, per precision."""
 MOTION_SMOOTHING = 0.9
 """Weight of this chunk's noise scale against the last one's (the released code's constant)."""

@@ -18,12 +18,13 @@ from export.rows import gather_rows
 from rt.errors import Error
 
 
-def lower_for_onnxruntime(graph: Graph) -> Graph:
+def lower_for_onnxruntime(graph: Graph, precision: str = "fp32") -> Graph:
     """`graph`, float32, with the operator that `rt.backends.onnxruntime` registers.
 
     RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
     one buffer. Linear layers, attention and what surrounds them become steps (`_Fusing`), and the
-    steps of a chain one node (`export.rows`).
+    steps of a chain one node (`export.rows`). At "int16" factors of its products may be rounded to
+    16 bits, where the processor gains by it.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
@@ -42,7 +43,8 @@ def lower_for_onnxruntime(graph: Graph) -> Graph:
         elif node.op_type == "RingWrite":
             fusing.replace([node], _scatter(node))
     given = [value.name for value in (*model.graph.input, *model.graph.initializer)]
-    nodes = gather_rows(fusing.nodes(), given, {value.name for value in model.graph.output})
+    results = {value.name for value in model.graph.output}
+    nodes = gather_rows(fusing.nodes(), given, results, _FACTORS[precision])
     return _with(model, nodes, graph.weights)
 
 
@@ -89,6 +91,9 @@ def write_out_attention(graph: Graph) -> Graph:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return Graph(model, graph.weights)
+
+
+_FACTORS = {"fp32": "float32", "int16": "int16"}
 
 
 class _Fusing:

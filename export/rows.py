@@ -19,10 +19,11 @@ _RESIDUAL = 3
 
 
 def gather_rows(
-    nodes: Sequence[onnx.NodeProto], given: Collection[str], results: Collection[str]
+    nodes: Sequence[onnx.NodeProto], given: Collection[str], results: Collection[str], factors: str
 ) -> list[onnx.NodeProto]:
     """`nodes` of a graph, in order, with the chains of those that `export.lowering` makes for the
-    processor gathered. `given` names what no node makes, `results` the results of the graph.
+    processor gathered. `given` names what no node makes, `results` the results of the graph;
+    `factors` says what factors of products may be rounded to: "float32" or "int16".
     """
     out: list[onnx.NodeProto] = []
     chains = [_Chain()]
@@ -37,7 +38,7 @@ def gather_rows(
     for chain in chains:
         if chain.inputs:
             read = outside.union(*(other.inputs for other in chains if other is not chain))
-            out.append(chain.node(read))
+            out.append(chain.node(read, factors))
     return list(_in_order(out, given))
 
 
@@ -79,7 +80,7 @@ class _Chain:
         if any(name in self._made or name in self._beyond for name in node.input):
             self._beyond.update(node.output)
 
-    def node(self, read: Collection[str]) -> onnx.NodeProto:
+    def node(self, read: Collection[str], factors: str) -> onnx.NodeProto:
         """The node `Rows`. `read` names what others read."""
         made = [str(name) for step in self._steps for name in step.output]
         number = {name: place for place, name in enumerate((*self.inputs, *made))}
@@ -92,6 +93,7 @@ class _Chain:
             given=len(self.inputs),
             steps="\n".join(_line(step, number) for step in self._steps),
             results=" ".join(str(number[name]) for name in outputs),
+            factors=factors,
         )
 
 

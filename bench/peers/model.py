@@ -44,10 +44,11 @@ class Subject:
     """float32 [1, L, E]."""
 
 
-def prepare(config: ModelConfig, side: int, folder: Path) -> Subject:
+def prepare(config: ModelConfig, side: int, folder: Path, precision: str = "fp32") -> Subject:
     """Build, or find built, the engine for pictures of `side` x `side` pixels below `folder`."""
-    name = f"{config.name}-{side}-{wan_vae(config).width}"
-    return subject(config, build_engines(Options(config, side, side, folder, name)).directory)
+    name = f"{config.name}-{side}-{wan_vae(config).width}-{precision}"
+    options = Options(config, side, side, folder, name, precision=precision)
+    return subject(config, build_engines(options).directory)
 
 
 def subject(config: ModelConfig, directory: Path) -> Subject:

@@ -78,6 +78,7 @@ namespace sdrt {
 // A kernel called `name` that is made of what stands in namespace `set`, attention aside.
 #define SDRT_KERNEL(set)                      \
     {.name = #set,                            \
+     .rounds = false,                         \
      .columns = set::kColumns,                \
      .most_rows = kMostRows,                  \
      .panel_bytes = set::panel_bytes,         \
@@ -94,6 +95,7 @@ template <typename Way>
 static constexpr MatrixKernel with(MatrixKernel kernel, const Way* MatrixKernel::* place,
                                    const Way& way) {
     kernel.*place = &way;
+    kernel.rounds = kernel.by_blocks != nullptr;
     return kernel;
 }
 
@@ -127,6 +129,7 @@ static void amx_product(const float* a, int64_t lda, int rows, int64_t depth, co
 static_assert(avx512::kColumns == amx::kColumns);
 static constexpr ByPanels panels_amx = {amx::pack, avx512::exponentials};
 static constexpr MatrixKernel k_amx = {.name = "amx",
+                                       .rounds = false,
                                        .columns = amx::kColumns,
                                        .most_rows = kTileRows,
                                        .panel_bytes = amx::panel_bytes,
@@ -166,6 +169,13 @@ std::vector<const MatrixKernel*> matrix_kernels() {
     found.push_back(&k_portable);
     found.push_back(&k_panels);
     return found;
+}
+
+const MatrixKernel& matrix_kernel(bool may_round) {
+    for (const MatrixKernel* kernel : matrix_kernels()) {
+        if (may_round || !kernel->rounds) return *kernel;
+    }
+    return k_portable;
 }
 
 }  // namespace sdrt

@@ -66,6 +66,7 @@ struct ByPanels {
 
 struct MatrixKernel {
     const char* name;
+    bool rounds;    // factors to whole numbers of 16 bits: only where that was asked for
     int columns;    // of a panel; a multiple of 8
     int most_rows;  // of a left-hand side
 
@@ -102,5 +103,8 @@ struct MatrixKernel {
 
 // Kernels that this processor can run, the best one first.
 std::vector<const MatrixKernel*> matrix_kernels();
+
+// The best one; `may_round`: also of those that round.
+const MatrixKernel& matrix_kernel(bool may_round);
 
 }  // namespace sdrt

@@ -11,8 +11,7 @@ namespace SDRT_SET {
 constexpr float kLength = 46000.0f;  // of a row: squared, and rounding added, below 2^31
 constexpr float kWord = 32767.0f;    // most of a value
 constexpr float kMagic = 12582912.0f;
-constexpr int64_t kDepth =
-    512;  // that has a scale of its own; its panel stays in the nearest cache
+constexpr int64_t kDepth = 64;  // that has a scale of its own
 constexpr int kKeys = kBlockKeys;
 
 typedef int16_t Halves __attribute__((vector_size(2 * SDRT_LANES), aligned(2), may_alias));

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from micro_engine import MICRO, SIZE
+from micro_engine import MICRO, SIZE, build_micro
 
 from export import checkpoints, verify
 from export.layout import find
@@ -26,6 +27,27 @@ def test_every_plan_equals_the_unit_loaded_from_the_checkpoint(tiny_engine: Path
     assert {d.unit for d in found} == {u.name for u in (*manifest.prompt, *manifest.chain)}
     assert {d.rows for d in found if d.unit == "block_0"} == {1, 2}
     assert all(d.passed and d.tolerance == 1e-4 for d in found), found
+
+
+def test_factors_are_rounded_only_where_that_was_asked_for(
+    tiny_engine: Path, tmp_path: Path
+) -> None:
+    checkpoint = next((tiny_engine.parents[1] / "checkpoints").glob("micro-random-0-*"))
+    rounded = build_micro(tmp_path, checkpoint=checkpoint, precision="int16")
+    said = {}
+    for directory in (tiny_engine, rounded):
+        manifest = records.read(directory)
+        plans = [plan for unit in manifest.chain for plan in unit.plans.values()]
+        models = [onnx.load(directory / plan.file, load_external_data=False) for plan in plans]
+        nodes = [node for model in models for node in model.graph.node if node.op_type == "Rows"]
+        said[manifest.precision] = {
+            onnx.helper.get_attribute_value(a)
+            for node in nodes for a in node.attribute if a.name == "factors"
+        }  # fmt: skip
+    assert said == {"fp32": {b"float32"}, "int16": {b"int16"}}
+    chain = verify.twin(records.read(rounded), rounded, MICRO, True)
+    found = verify.verify(records.read(rounded), rounded, chain.units)
+    assert all(d.passed and d.tolerance == 1e-3 for d in found), found
 
 
 def test_the_twin_has_the_weights_of_the_checkpoint(tiny_engine: Path) -> None:
