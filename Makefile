@@ -122,7 +122,7 @@ soak: $(VENV)/test.stamp
 	$(BIN)/python -m bench.soak --frames $(FRAMES)
 
 engines: $(VENV)/test.stamp
-	$(BIN)/python -m export build-engines --model tiny
+	$(BIN)/python -m export build-engines --model tiny --precision int16
 
 clean:
 	rm -rf build $(VENV) demo.mp4

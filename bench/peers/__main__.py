@@ -214,8 +214,8 @@ class Turns:
 
 
 def ratios(what: str, turns: Turns, worst: Mapping[str, float], bound: float = EQUAL) -> list[Row]:
-    """Rows of one comparison; by `worst` the outputs of each of ours differ at most. Ends the program
-    where that is too much: it was other work.
+    """Rows of one comparison; by `worst` the outputs of each of ours differ at most. Ends the
+    program where that is too much: it was other work.
     """
     rows = []
     for name, difference in worst.items():
