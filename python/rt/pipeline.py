@@ -138,7 +138,9 @@ class Pipeline:
                 log,
             )
         except EngineMismatch as error:
-            raise EngineMismatch(f"{error}; mend it with: {manifest.rebuild_command()}") from error
+            if "python -m " in str(error):  # It names its own command.
+                raise
+            raise EngineMismatch(f"{error}; {manifests.mending(directory)}") from error
 
     def example_prompt(self) -> Prompt:
         """Any prompt that these engines can encode. Raises ConfigError where there is none."""
