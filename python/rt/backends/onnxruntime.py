@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from .. import ops
 from ..errors import EngineMismatch
@@ -90,13 +91,28 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeEngine(opened(directory / plan.file, self._options), plan.file)
 
 
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+"""How ONNX Runtime says no: its own errors have no base in common but Exception."""
+
+
 def opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     """A plan on the processor. Raises EngineMismatch for one that is refused, such as one of
     another version of the exporter, with operators that the extension does not have.
     """
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's own errors have no other base in common
+    except _REFUSALS as error:
         reason = str(error).partition("\n")[0]
         raise EngineMismatch(
             f"{path}: ONNX Runtime {ort.__version__} refuses it ({reason}); {mending(path.parent)}"
