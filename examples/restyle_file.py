@@ -22,4 +22,9 @@ def main(source_path: str, target_path: str, prompt: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except rt.Error as error:  # one line that says what to do
+        sys.exit(f"error: {error}")

@@ -50,4 +50,6 @@ def main(url: str, frames: int = 8) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(sys.argv[1].rstrip("/"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from export import prepare
 from export.gpu_commands import calibrate, calibration_of, dry_run, progress_bar, trial
@@ -218,6 +218,11 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{built.directory}: up to date, {built.reused} plans")
     else:
         print(f"{built.directory}: {built.built} plans built, {built.reused} found finished")
+    if options.checkpoint is None and arguments.seed is None:
+        print(
+            f"note: the weights are random, for no engine was at {built.directory}; those of the "
+            "repository: git checkout engines/tiny, or --checkpoint engines/tiny"
+        )
     return 0
 
 
@@ -291,20 +296,24 @@ def _list(arguments: argparse.Namespace) -> int:
     found = sorted(path.parent for path in arguments.out.glob(f"*/{records.FILE_NAME}"))
     if not found:
         raise EngineMissing(
-            f"no engine in {arguments.out}; build one: python -m export build-engines --model tiny"
+            f"no engine in {arguments.out}; expected a folder of engines, such as engines of the "
+            "repository: name it with --out, or build one with python -m export build-engines"
         )
-    table = Table("engine", "model", "backend", "size", "precision", "window, sinks", "plans", "MB")
+    # Names are what is asked for: on a narrow terminal they are folded, never cut.
+    backend = Column("backend", min_width=len("tensorrt-rtx"))
+    names = (Column("engine", overflow="fold"), "model", backend)
+    others = ("size", "precision", "window, sinks", "MB")
+    table = Table(*names, *others, title=str(arguments.out))
     for directory in found:
         manifest = records.read(directory)
         geometry, window = manifest.geometry, manifest.window
         table.add_row(
-            str(directory),
+            directory.name,
             manifest.model,
-            f"{manifest.backend}, {manifest.library}",
+            f"{manifest.backend}\n{manifest.library.removeprefix(manifest.backend).strip()}",
             f"{geometry.width}x{geometry.height}",
             manifest.precision,
             f"{window.frames}, {window.sinks}",
-            str(sum(len(unit.plans) for unit in _units(manifest))),
             f"{sum(file.bytes for file in manifest.weights) / 1e6:.1f}",
         )
     Console().print(table)

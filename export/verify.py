@@ -26,7 +26,7 @@ from export.replay import Arrays, Clip, Replay, Run
 from export.units import Chain, Parts, PhaseSpec, UnitSpec, concrete, parts_of, wan_chain
 from rt import devices
 from rt.backends.base import Engine
-from rt.backends.onnxruntime import session_options
+from rt.backends.onnxruntime import opened, session_options
 from rt.devices import Device
 from rt.errors import Error
 from rt.manifest import Binding, Manifest, Plan, StateBinding
@@ -272,7 +272,7 @@ def session(path: Path, threads: int = 2, arena: bool = True) -> onnxruntime.Inf
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # a ring that is not bound in place is worth a warning there
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return opened(path, options)
 
 
 def run(engine: onnxruntime.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -40,9 +40,9 @@ class SLO:
 
     def __post_init__(self) -> None:
         if self.fps is not None:
-            _check_positive("slo.fps", self.fps, 10_000, "frames/s")
-        _check_positive("slo.latency_ms", self.latency_ms, 10_000_000, "ms")
-        _check_positive("slo.percentile", self.percentile, 1, "as a share")
+            check_positive("slo.fps", self.fps, 10_000, "frames/s")
+        check_positive("slo.latency_ms", self.latency_ms, 10_000_000, "ms")
+        check_positive("slo.percentile", self.percentile, 1, "as a share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class SessionConfig:
             object.__setattr__(self, "prompt", frozen)
         if not isinstance(self.slo, SLO | None):
             raise ConfigError(f"slo: got {self.slo!r}, expected an rt.SLO or None")
-        _check_int("seed", self.seed, 0, (1 << 64) - 1)
+        check_int("seed", self.seed, 0, (1 << 64) - 1)
         if self.steps is not None:
-            _check_int("steps", self.steps, 1, 1000)
-        _check_int("min_steps", self.min_steps, 1, self.steps or 1000)
-        _check_int("priority", self.priority, -1000, 1000)
+            check_int("steps", self.steps, 1, 1000)
+        check_int("min_steps", self.min_steps, 1, self.steps or 1000)
+        check_int("priority", self.priority, -1000, 1000)
         _check_choice("motion", self.motion, Motion)
         _check_choice("start", self.start, Start)
         _check_choice("positions", self.positions, Positions)
@@ -131,12 +131,14 @@ def _is_mix(prompt: Any) -> bool:
     )
 
 
-def _check_positive(name: str, value: Any, most: int, unit: str) -> None:
+def check_positive(name: str, value: Any, most: int, unit: str) -> None:
+    """Raises ConfigError for what is no number above 0 and up to `most`."""
     if not isinstance(value, Real) or not 0 < float(value) <= most:
         raise ConfigError(f"{name}: got {value!r}, expected above 0, up to {most} {unit}")
 
 
-def _check_int(name: str, value: Any, least: int, most: int) -> None:
+def check_int(name: str, value: Any, least: int, most: int) -> None:
+    """Raises ConfigError for what is no whole number from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number from {least} to {most}")
 

@@ -207,13 +207,11 @@ def resolve(devices: str | Sequence[str]) -> tuple[Device, ...]:
 
     Raises ConfigError for a name that is not a device, or a device that is not there.
     """
-    names = (
-        ["cpu"]
-        if devices == "auto"
-        else devices.split(",")
-        if isinstance(devices, str)
-        else list(devices)
-    )
+    names: Any = devices.split(",") if isinstance(devices, str) else devices
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"devices: got {devices!r}, expected text, or a list of names like cpu:0")
+    if devices == "auto":
+        names = ["cpu"]
     if not names:
         raise ConfigError("devices: got none, expected names like cpu:0 (or auto)")
     parsed = [_parse(name.strip()) for name in names]

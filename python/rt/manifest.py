@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -206,8 +207,8 @@ class Manifest:
     prompt: tuple[Unit, ...]
     chain: tuple[Unit, ...]
 
-    def rebuild_command(self, compute_capability: str = "") -> str:
-        """The command that makes this directory again, for the GPUs that it was made for or, like
+    def rebuild_command(self, directory: Path, compute_capability: str = "") -> str:
+        """The command that makes `directory` again, for the GPUs that it was made for or, like
         "8.9", another.
         """
         g, w = self.geometry, self.window
@@ -216,8 +217,11 @@ class Manifest:
             gpus = self.gpu_architecture.replace("sm_", "").split(",")
             own = ",".join(f"{g[:-1]}.{g[-1]}" for g in gpus)
             target = f" --compute-capability {compute_capability or own}"
+        place, out = directory.absolute(), ""
+        if place.parent != Path("engines").absolute():
+            out = f" --out {quote(str(directory.parent if directory.name else place.parent))}"
         return (
-            f"python -m export build-engines --model {self.model} --name {self.name} "
+            f"python -m export build-engines --model {self.model} --name {quote(place.name)}{out} "
             f"--backend {self.backend} --precision {self.precision} "
             f"--height {g.height} --width {g.width} --max-batch {self.max_batch} "
             f"--window {w.frames} --sinks {w.sinks}{target}"
@@ -240,8 +244,8 @@ def read(directory: Path) -> Manifest:
     path = directory / FILE_NAME
     if not path.is_file():
         raise EngineMissing(
-            f"no engine at {directory} (no {FILE_NAME}); "
-            "build one: python -m export build-engines --model tiny"
+            f"no engine at {directory} (no {FILE_NAME}); expected a folder such as engines/tiny of "
+            "the repository, or one that python -m export build-engines made: name it"
         )
     try:
         data = json.loads(path.read_text())
@@ -278,19 +282,19 @@ def mending(directory: Path, compute_capability: str = "") -> str:
     """What to do about an engine that does not fit, for the end of a message."""
     if not (directory / FILE_NAME).is_file():
         return "build the engine again"
-    return f"mend it with: {read(directory).rebuild_command(compute_capability)}"
+    return f"mend it with: {read(directory).rebuild_command(directory, compute_capability)}"
 
 
 def check_files(manifest: Manifest, directory: Path) -> None:
     """Compare every file with its recorded sha256, the manifest itself included. Raises
     EngineMismatch naming the first that differs.
     """
+    mend = f"mend it with: {manifest.rebuild_command(directory)}"
     signature = directory / DIGEST_NAME
     signed = signature.read_bytes() if signature.is_file() else b""
     if signed != f"{sha256_of(directory / FILE_NAME)}  {FILE_NAME}\n".encode():
         raise EngineMismatch(
-            f"{directory / FILE_NAME} is not the one that {DIGEST_NAME} was written for; "
-            f"mend it with: {manifest.rebuild_command()}"
+            f"{directory / FILE_NAME} is not the one that {DIGEST_NAME} was written for; {mend}"
         )
     expected = [(w.file, w.sha256) for w in manifest.weights]
     expected += [
@@ -301,12 +305,11 @@ def check_files(manifest: Manifest, directory: Path) -> None:
     for name, digest in dict(expected).items():
         path = directory / name
         if not path.is_file():
-            raise EngineMismatch(f"{path} is missing; mend it with: {manifest.rebuild_command()}")
+            raise EngineMismatch(f"{path} is missing; {mend}")
         got = sha256_of(path)
         if got != digest:
             raise EngineMismatch(
-                f"{path} has sha256 {got[:12]}, the manifest says {digest[:12]}; "
-                f"mend it with: {manifest.rebuild_command()}"
+                f"{path} has sha256 {got[:12]}, the manifest says {digest[:12]}; {mend}"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from . import costfile, placement
 from . import devices as device_names
 from . import manifest as manifests
-from .config import Prompt, SessionConfig
+from .config import Prompt, SessionConfig, check_int, check_positive
 from .cost import timetable
 from .devices import Device
 from .errors import AdmissionRefused, ConfigError, EngineMismatch
@@ -28,6 +28,9 @@ from .stage import Stage
 from .wiring import connect, routes_of
 from .work import Work
 from .workers import Lease, Workers
+
+MOST = 1_000_000
+"""Bound of seats, rows and seconds: more is a slip of the pen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,11 @@ class Pipeline:
         model's own). A pass that takes longer than `hang_s` counts as hanging. `log` is told every
         event and decision of the scheduler. Raises EngineMissing, EngineMismatch, ConfigError.
         """
+        _check_load(engines, seats, max_batch, hang_s)
         directory = Path(engines)
         manifest = manifests.read(directory)
         manifests.check_files(manifest, directory)
         _check_steps(manifest, steps)
-        if seats < 1:
-            raise ConfigError(f"seats: got {seats}, expected at least 1")
         largest = manifest.max_batch if max_batch is None else min(max_batch, manifest.max_batch)
         places = device_names.resolve(devices)
         try:
@@ -138,7 +140,9 @@ class Pipeline:
                 log,
             )
         except EngineMismatch as error:
-            raise EngineMismatch(f"{error}; mend it with: {manifest.rebuild_command()}") from error
+            if "python -m " in str(error):  # It names its own command.
+                raise
+            raise EngineMismatch(f"{error}; {manifests.mending(directory)}") from error
 
     def example_prompt(self) -> Prompt:
         """Any prompt that these engines can encode. Raises ConfigError where there is none."""
@@ -282,9 +286,20 @@ def _terms(config: SessionConfig, steps: int) -> Terms:
     return Terms(steps, least, config.priority, config.slo.fps, latency_ns)
 
 
-def _check_steps(manifest: Manifest, steps: int | None) -> None:
+def _check_load(engines: Any, seats: Any, max_batch: Any, hang_s: Any) -> None:
+    """What can be refused before a file is read."""
+    if not isinstance(engines, str | Path):
+        raise ConfigError(f"engines: got {engines!r}, expected a directory as text or Path")
+    check_int("seats", seats, 1, MOST)
+    if max_batch is not None:
+        check_int("max_batch", max_batch, 1, MOST)
+    check_positive("hang_s", hang_s, MOST, "s")
+
+
+def _check_steps(manifest: Manifest, steps: Any) -> None:
     most = len(manifest.noise.timesteps)
-    if steps is not None and not 1 <= steps <= most:
+    whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if steps is not None and not (whole and 1 <= steps <= most):
         raise ConfigError(
             f"steps: got {steps}, expected 1 to {most} (timesteps {manifest.noise.timesteps})"
         )

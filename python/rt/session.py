@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chunking import Chunker
-from .config import Prompt, SessionConfig, check_prompt
+from .config import Prompt, SessionConfig, check_int, check_prompt
 from .errors import ConfigError, Error
 from .frame import Chunk, Frame, Job
 from .host import Host, SessionStatus, State
@@ -34,6 +34,9 @@ READER_LEAVES_S = 5.0
 """How long the source of a stream that ends early may take to notice; a camera that hangs is left
 behind.
 """
+
+MOST_TRANSITION = 10_000
+"""Chunks that a change of the prompt may take: each is embedded when it begins."""
 
 
 class Session:
@@ -116,8 +119,7 @@ class Session:
         The embeddings move linearly over `transition_chunks` chunks; 0 switches at once. Chunks
         already admitted keep their prompt.
         """
-        if transition_chunks < 0:
-            raise ConfigError(f"transition_chunks: got {transition_chunks}, expected 0 or more")
+        check_int("transition_chunks", transition_chunks, 0, MOST_TRANSITION)
         check_prompt(prompt)
         target, remarks = self._prompt.embed(prompt)
         with self.changed:

@@ -48,8 +48,9 @@ def test_build_list_inspect_verify(capsys: pytest.CaptureFixture[str], tmp_path:
         code, out, err = run(capsys, *build)
         assert (code, err) == (0, "")
         assert "24 plans built, 0 found finished" in out
+        assert "note: the weights are random" in out
         code, out, _ = run(capsys, *build)
-        assert (code, "up to date" in out) == (0, True)
+        assert (code, "up to date" in out, "random" in out) == (0, True, False)
     engine = out_folder / "tiny"
     code, out, _ = run(capsys, "list", "--out", out_folder)
     assert code == 0
@@ -65,6 +66,11 @@ def test_build_list_inspect_verify(capsys: pytest.CaptureFixture[str], tmp_path:
     assert (code, err) == (0, "")
     assert out.count("ok") >= 24
     assert "FAILED" not in out
+    (engine / "block_0.onnx").unlink()
+    code, _, err = run(capsys, *build)
+    assert code == 1
+    assert "its weights cannot be kept; expected it whole" in err
+    assert "mend it with" not in err
 
 
 @pytest.mark.parametrize(

@@ -127,11 +127,25 @@ def test_a_missing_file_is_named(engine: Path) -> None:
 
 
 def test_the_rebuild_command_names_all_that_was_chosen(tiny_engine: Path) -> None:
-    command = records.read(tiny_engine).rebuild_command()
+    command = records.read(tiny_engine).rebuild_command(tiny_engine)
     for part in ("--height 64 --width 64", "--precision fp32", "--window 6 --sinks 3"):
         assert part in command
     assert "--name micro" in command
     assert "--max-batch 4" in command
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("engines/small", "--name small --backend"),
+        ("my engines/small", "--name small --out 'my engines' --backend"),
+        ("/opt/engines/tiny", "--name tiny --out /opt/engines --backend"),
+    ],
+)
+def test_the_rebuild_command_mends_the_directory_that_was_named(
+    tiny_engine: Path, place: str, expected: str
+) -> None:
+    assert expected in records.read(tiny_engine).rebuild_command(Path(place))
 
 
 def test_records_cannot_be_changed(tiny_engine: Path) -> None:

@@ -451,6 +451,36 @@ def test_seats_are_counted(tiny_engine: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"engines": 5},
+        {"devices": 5},
+        {"devices": [5]},
+        {"seats": 0},
+        {"seats": "2"},
+        {"steps": 1.5},
+        {"max_batch": 0},
+        {"hang_s": -1.0},
+    ],
+)
+def test_a_pipeline_that_means_nothing_is_refused(
+    tiny_engine: Path, options: dict[str, Any]
+) -> None:
+    (name,) = options
+    with pytest.raises(rt.ConfigError, match=rf"^{name}: got .*, expected"):
+        rt.Pipeline.load(**({"engines": tiny_engine} | options))
+
+
+@pytest.mark.parametrize("chunks", [-1, 1.5, 10**9])
+def test_a_transition_that_means_nothing_is_refused(pipeline: rt.Pipeline, chunks: Any) -> None:
+    with (
+        pipeline.session(prompt=PROMPT) as session,
+        pytest.raises(rt.ConfigError, match=r"transition_chunks: got .*, expected"),
+    ):
+        session.update(prompt=PROMPT, transition_chunks=chunks)
+
+
+@pytest.mark.parametrize(
     "options", [{"steps": 5}, {"seed": -1}, {"motion": "none"}, {"prompt": " "}]
 )
 def test_wrong_options_are_refused(pipeline: rt.Pipeline, options: dict[str, Any]) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from .. import ops
 from ..errors import EngineMismatch
 from ..frame import Array
-from ..manifest import Plan
+from ..manifest import Plan, mending
 from .base import Engine, Launch
 
 
@@ -87,18 +88,35 @@ class OnnxRuntimeBackend:
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def load(self, directory: Path, plan: Plan) -> Engine:
-        path = directory / plan.file
-        try:
-            session = ort.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # ONNX Runtime's own errors derive from RuntimeError
-            reason = str(error).splitlines()[0]
-            raise EngineMismatch(
-                f"{path}: ONNX Runtime {ort.__version__} refuses it: {reason}"
-            ) from error
-        return OnnxRuntimeEngine(session, plan.file)
+        return OnnxRuntimeEngine(opened(directory / plan.file, self._options), plan.file)
+
+
+_REFUSALS = (
+    RuntimeError,
+    ValueError,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
+"""How ONNX Runtime says no: its own errors have no base in common but Exception."""
+
+
+def opened(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    """A plan on the processor. Raises EngineMismatch for one that is refused, such as one of
+    another version of the exporter, with operators that the extension does not have.
+    """
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _REFUSALS as error:
+        reason = str(error).partition("\n")[0]
+        raise EngineMismatch(
+            f"{path}: ONNX Runtime {ort.__version__} refuses it ({reason}); {mending(path.parent)}"
+        ) from error
 
 
 def session_options() -> ort.SessionOptions:

@@ -138,6 +138,15 @@ def test_options_blends_themes_and_a_phone(page: Page, server: Served) -> None:
     wait_until(lambda: b"\nrt_sessions 0.0" in server.ask("GET", "/metrics").body)
 
 
+def test_a_prompt_that_names_no_style_is_told_while_it_stands(page: Page) -> None:
+    begin(page, "scene")
+    more(page, 4)
+    page.fill("#prompt", "a red castle")
+    wait_until(lambda: "names no style" in page.inner_text("#note"))
+    page.click("#styles button:text('oil painting')")
+    wait_until(lambda: page.inner_text("#note") == "")
+
+
 def test_everything_is_reached_with_the_keyboard(page: Page) -> None:
     order, rings = [], []
     for _ in range(40):

@@ -41,6 +41,14 @@ function offerOther(name) {
   $("alert").append(" ", button);
 }
 
+// What the server remarked on the prompts that stand there now; remarks on earlier ones are past.
+function noteUser(remarks) {
+  const texts = [$("prompt").value.trim(), $("second").value.trim()].filter(Boolean);
+  const said = remarks.filter((remark) => texts.some((text) => remark.slice(1).startsWith(text)));
+  $("note").textContent = said.at(-1) ?? "";
+  $("note").hidden = said.length === 0;
+}
+
 const box = $("charts");
 const charts = {
   fps: new Chart(box, "Frames per second", "", [{ colour: "--good" }], { digits: 1, floor: 5 }),
@@ -65,6 +73,7 @@ function showStatus(status) {
   if (starved === 8) {
     alertUser(`no frame came within ${status.slo_ms} ms of its capture lately: allow a larger budget`);
   }
+  noteUser(status.remarks);
   charts.fps.add(status.fps);
   charts.latency.add(status.latency_ms.p50, status.latency_ms.p99, status.slo_ms);
   charts.misses.add(out > 0 ? (100 * late) / out : null);
@@ -225,6 +234,7 @@ function stop() {
   session = null;
   $("start").textContent = "Start";
   $("record").disabled = true;
+  noteUser([]);
   say("idle", "stopped");
 }
 
