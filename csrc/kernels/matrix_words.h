@@ -116,6 +116,9 @@ static inline void tile(const int32_t* a, int64_t lda, const int32_t* b, int64_t
         Floats v0 = floats_of(left[r]) * (by0 * by_row[r]);
         Floats v1 = floats_of(right[r]) * (by1 * by_row[r]);
         if (keep != nullptr) {
+            // Of two products in a sum the compiler may round either; here always these two, or a
+            // row would depend on how many rows are beside it.
+            asm("" : "+v"(v0), "+v"(v1));
             v0 += load(c + r * ldc) * keep[r];
             v1 += load(c + r * ldc + kLanes) * keep[r];
         }
