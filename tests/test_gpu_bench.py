@@ -57,6 +57,13 @@ def test_without_a_gpu_one_line_and_exit_code_1(
     assert all("no NVIDIA GPU" in line for line in out)
 
 
+def alone(folder: Path) -> dict[str, str]:
+    """Variables for a make with the commands of `folder`, without those of one that runs us."""
+    of_make = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
+    kept = {name: value for name, value in os.environ.items() if name not in of_make}
+    return {**kept, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     "words", [["gpu"], ["gpu-quick"], ["-j4", "gpu"], ["-k", "gpu", "RESULTS=x", "PORT=1"]]
@@ -65,8 +72,7 @@ def test_make_without_a_gpu_is_one_line_and_exit_code_1(words: list[str], tmp_pa
     """GNU make itself would end with 2."""
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    variables.pop("MAKEFLAGS", None)
+    variables = alone(tmp_path)
     done = subprocess.run(
         ["make", *words], cwd=machine.ROOT, env=variables, capture_output=True, text=True
     )
@@ -84,7 +90,7 @@ def test_make_with_a_gpu_runs_the_python_that_is_there(tmp_path: Path) -> None:
     for name, says in (("nvidia-smi", "GPU 0: made up"), ("made-up-python", '"$@"')):
         (tmp_path / name).write_text(f"#!/bin/sh\necho {says}\n")
         (tmp_path / name).chmod(0o755)
-    variables = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    variables = alone(tmp_path)
     words = ["make", "-s", "gpu-quick", "PYTHON=made-up-python", "WITHIN=90"]
     done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.stdout.rstrip() == "-m bench.gpu --results bench/results --within 90 --quick"

@@ -90,7 +90,7 @@ def test_refused_twice_it_is_over_and_says_so(hub: Hub, monkeypatch: pytest.Monk
 def test_a_session_lives_no_longer_than_is_granted(hub: Hub) -> None:
     live = hub.open(SessionOptions(prompt="ink", fps=4.0))
     live.active_s = live.opened_s + hub.limits.life_s  # it never was idle
-    hub.expire(live.opened_s + hub.limits.life_s)
+    hub.expire(live.opened_s + hub.limits.life_s - 1)
     assert hub.sessions() == [live]
     hub.expire(live.opened_s + hub.limits.life_s + 1)
     assert hub.sessions() == []
