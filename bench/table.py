@@ -13,11 +13,12 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,12 @@ class Row:
 
 class Parser(argparse.ArgumentParser):
     """A mistake is one line on standard error, and exit code 2."""
+
+    def __init__(self, *, prog: str | None = None, **rest: Any) -> None:
+        spec = sys.modules["__main__"].__spec__
+        if prog is None and spec is not None:
+            prog = f"python -m {spec.name.removesuffix('.__main__')}"
+        super().__init__(prog=prog, **rest)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

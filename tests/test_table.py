@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.table import Parser, above, count
+from bench.table import ROOT, Parser, above, count
 
 
 @given(st.integers(-5, 10**9))
@@ -37,3 +39,11 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 2
     told = "error: argument --runs: got 0, expected a whole number above 0"
     assert capsys.readouterr().err == f"{told}; see python -m bench.any --help\n"
+
+
+def test_a_program_is_named_as_it_is_called() -> None:
+    command = [sys.executable, "-m", "bench.controller", "--sessions", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("; see python -m bench.controller --help\n")
+    assert done.stderr.count("\n") == 1
