@@ -89,7 +89,7 @@ BACKENDS = {
         _ONNX.weights_of,
     ),
     "inductor": Backend(
-        ("fp32", "bf16"),
+        ("fp32", "bf16", "fp8"),
         False,
         False,
         inductor.library,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
 
-from export import calibration, checkpoints, lora, random_weights, tensorrt
+from export import calibration, checkpoints, inductor, lora, random_weights, tensorrt
 from export.backends import BACKENDS
 from export.given import Given, given_of, has_random_text
 from export.models.dit import Dit
@@ -149,11 +149,14 @@ def check(options: Options) -> None:
             f"compute-capability: got {list(options.compute_capability)} for {options.backend}, "
             f"expected the GPUs to build for with {sorted(FLAVOURS)}, else none"
         )
-    if (options.precision == "fp8") != (options.calibration is not None):
+    calibrated = options.backend in FLAVOURS and options.precision == "fp8"
+    if calibrated != (options.calibration is not None):
         raise ConfigError(
             f"calibration: got {options.calibration} for {options.precision}, expected the file "
-            "of `python -m export calibrate` for fp8, else none"
+            f"of `python -m export calibrate` for fp8 of {sorted(FLAVOURS)}, else none"
         )
+    if options.backend == "inductor":
+        inductor.check_precision(options.precision)
     if options.backend in FLAVOURS:
         tensorrt.check_capabilities(options.backend, options.compute_capability, options.precision)
     for name, size in (("height", options.height), ("width", options.width)):

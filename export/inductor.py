@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from export import toolkit
+from export.narrow import narrow, narrowed_module
 from export.onnx import Stored
 from export.units import EXAMPLE_ROWS, PhaseSpec, concrete
 from rt.backends.inductor import (
     CARD,
+    NARROW,
     Card,
     architecture,
     host,
@@ -33,7 +35,7 @@ from rt.backends.inductor import (
     read_card,
     rows_lie_anywhere,
 )
-from rt.errors import Error
+from rt.errors import ConfigError, Error
 from rt.manifest import Binding, StateBinding
 
 SUFFIX = ".pt2"
@@ -44,8 +46,12 @@ _OPTIONS: Mapping[str, object] = {"cpp.dynamic_threads": True}
 _USER_INPUT = torch.export.graph_signature.InputKind.USER_INPUT
 
 
-WORKING = {"fp32": "float32", "bf16": "bfloat16"}
-"""Precision -> type of the weights, of what a seat keeps and of what flows inside the VAE."""
+WORKING = {"fp32": "float32", "bf16": "bfloat16", "fp8": "bfloat16"}
+"""Precision -> type of the weights, of what a seat keeps and of what flows inside the VAE. At fp8
+the linear layers of a block multiply e4m3 by e4m3; all else is as at bf16.
+"""
+_FP8_SINCE = (8, 9)
+"""The first compute capability that multiplies e4m3."""
 _FULL = {
     *("pixels", "latent", "noisy", "velocity", "clean", "restyled", "embeddings", "token_mask"),
     *("timestep", "rope_time", "rope", "mask", "modulation", "head_modulation", "x"),
@@ -77,6 +83,21 @@ def target() -> str:
     return gpu_architecture() or host()
 
 
+def check_precision(precision: str) -> None:
+    """Raise ConfigError where the GPU that is here has no arithmetic of `precision`. The processor
+    has it of each, if only to be compared with.
+    """
+    if precision != "fp8" or not torch.cuda.is_available():
+        return
+    capability = torch.cuda.get_device_capability()
+    if capability < _FP8_SINCE:
+        here, first = (".".join(map(str, c)) for c in (capability, _FP8_SINCE))
+        raise ConfigError(
+            f"precision: got fp8 on a GPU of compute capability {here}, which multiplies e4m3 from "
+            f"{first} on; expected bf16"
+        )
+
+
 def in_precision(spec: PhaseSpec, precision: str) -> PhaseSpec:
     """`spec` with the types that its bindings have in a plan of this precision."""
     working = WORKING[precision]
@@ -102,8 +123,10 @@ def compile_package(
 ) -> Package:
     """`spec`, as `in_precision` types it, compiled for this machine; `options` are inductor's own.
 
-    Raises Error for an input that the graph does not use, unless it is in `may_ignore`.
+    Raises Error for an input that the graph does not use, unless it is in `may_ignore`, and
+    ConfigError for a precision that this machine cannot run.
     """
+    check_precision(precision)
     unit = _InPlace(spec, tuple(spec.module.state_dict()), precision)
     program = unit.export()
     unused, weights = unit.unused(program)
@@ -127,6 +150,7 @@ def compile_package(
         aliases=unit.aliases,
         weights={},
         wide=tuple(sorted(_wide(spec.module).intersection(unit.weights))),
+        narrow=tuple(sorted(narrow(spec.module, precision).intersection(unit.weights))),
     )
     return Package(data, card, unit.weights)
 
@@ -173,12 +197,15 @@ class _InPlace(nn.Module):
     """A unit that is told where to write: `forward(*inputs and states, *outputs, *weights)`.
 
     The unit's own tensors are hidden from the exporter, so that no weight gets into the package;
-    its tables, which are no weights, do. Autocast decides which operator works in bfloat16.
+    its tables, which are no weights, do. Autocast decides which operator works in bfloat16. A
+    narrow weight is two arguments, itself and its scales.
     """
 
     def __init__(self, spec: PhaseSpec, weights: tuple[str, ...], precision: str) -> None:
         super().__init__()
-        self._spec = (spec,)  # in a tuple, so that the unit is no submodule
+        narrowing = narrow(spec.module, precision)
+        module = narrowed_module(spec.module, narrowing) if narrowing else spec.module
+        self._unit = spec, module  # in a tuple, so that the unit is no submodule
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self.weights = weights
         self.aliases = {s.output: s.input for s in spec.state if s.mode == "alias"}
@@ -188,14 +215,16 @@ class _InPlace(nn.Module):
         }
         self.bindings: dict[str, Binding | StateBinding] = inputs | outputs
         own = spec.module.state_dict()
-        # Weights are arguments, so their values do not matter here; they may be on no device.
         self._working: torch.dtype = getattr(torch, WORKING[precision])
         wide = _wide(spec.module)
-        kinds = [torch.float32 if name in wide else self._working for name in weights]
-        self._held = [
-            torch.empty_like(own[name], device=self._device, dtype=kind)
-            for name, kind in zip(weights, kinds, strict=True)
-        ]
+        # Weights are arguments, so their values do not matter here; they may be on no device.
+        self._held: dict[str, Tensor] = {}
+        for name in weights:
+            kind = NARROW if name in narrowing else torch.float32 if name in wide else self._working
+            self._held[name] = torch.empty_like(own[name], device=self._device, dtype=kind)
+            if name in narrowing:
+                scales = torch.empty(len(own[name]), 1, device=self._device)
+                self._held[f"{name.removesuffix('weight')}scale"] = scales
         self._tables = {
             name: tensor.to(self._device)
             for name, tensor in spec.module.named_buffers()
@@ -203,23 +232,23 @@ class _InPlace(nn.Module):
         }
 
     def forward(self, *arguments: Tensor) -> None:
-        (spec,) = self._spec
+        spec, module = self._unit
         bound = len(self.bindings)
         given = dict(zip(self.bindings, arguments[:bound], strict=True))
-        weights = dict(zip(self.weights, arguments[bound:], strict=True))
+        weights = dict(zip(self._held, arguments[bound:], strict=True))
         inputs = tuple(given[name] for name in spec.input_names)
         lowered = self._working is not torch.float32
         with torch.autocast(self._device, self._working, enabled=lowered):
-            results = functional_call(spec.module, {**weights, **self._tables}, inputs)
+            results = functional_call(module, {**weights, **self._tables}, inputs)
         results = results if isinstance(results, tuple) else (results,)
         for name, result in zip(spec.output_names, results, strict=True):
             given[self.aliases.get(name, name)].copy_(result)
 
     def export(self) -> torch.export.ExportedProgram:
         """The traced program; the leading dimension of every binding is free where it is B."""
-        (spec,) = self._spec
+        spec, _ = self._unit
         bound = [self._example(v) for v in self.bindings.values()]
-        arguments = (*bound, *self._held)
+        arguments = (*bound, *self._held.values())
         rows = {0: torch.export.Dim("B", min=1, max=ROWS)} if spec.batched else {}
         dynamic = (tuple(rows if i < len(bound) else {} for i in range(len(arguments))),)
         with torch.no_grad(), _quiet():
@@ -244,7 +273,7 @@ class _InPlace(nn.Module):
         bound = len(self.bindings)
         return (
             {name for name, unused in zip(self.bindings, idle[:bound], strict=True) if unused},
-            {name for name, unused in zip(self.weights, idle[bound:], strict=True) if unused},
+            {name for name, unused in zip(self._held, idle[bound:], strict=True) if unused},
         )
 
 

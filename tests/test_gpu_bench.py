@@ -13,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -469,7 +470,7 @@ def test_every_target_is_the_name_of_a_reading(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(operators, "device", lambda: (np, "none"))
     monkeypatch.setattr(ops, "device_seconds", lambda *_: 1e-3)
     monkeypatch.setattr(ops.ops, "flow_scratch", lambda *_: 1)
-    cases = [Case(*m) for m in (*sections.MODELS, sections.LARGE)]
+    cases = [Case(*m) for m in (*sections.MODELS, sections.LARGE, sections.LARGE_NARROW)]
     made = {name for case in cases for n in (1, 2, 4) for name in streams.names(case, n)}
     made |= {f"{case.size}: step, batch 1" for case in cases}
     made |= {f"{case.name}: {kind}" for case in cases for kind in ("encode", "decode")}
@@ -496,6 +497,14 @@ def test_the_work_that_shares_are_taken_of_is_the_published_one(model: Any) -> N
         assert done[kind] / 1e12 == pytest.approx(tera, rel=0.03), kind
 
 
+class Threads(ThreadPoolExecutor):
+    """In the place of processes."""
+
+    def __init__(self, workers: int, mp_context: Any) -> None:
+        assert mp_context.get_start_method() == "spawn"
+        super().__init__(workers)
+
+
 class Compiler:
     """A compiler that makes an empty package and says that it reads every weight."""
 
@@ -509,53 +518,49 @@ class Compiler:
         with zipfile.ZipFile(data, "w") as archive:
             archive.writestr("unit/graph", str(self.count))
         weights = tuple(spec.module.state_dict())
-        card = Card("sha", torch.__version__, "none", precision, (), {}, {}, ())
+        card = Card("sha", torch.__version__, "none", precision, (), {}, {}, (), ())
         return inductor.Package(data.getvalue(), card, weights)
 
 
+@pytest.mark.parametrize(
+    "precision, folder", [("bf16", "tiny-64x64-own"), ("fp8", "tiny-64x64-own-fp8")]
+)
 def test_an_engine_is_made_of_the_packages_that_units_are_timed_with(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str, folder: str
 ) -> None:
     """Nothing is compiled twice: neither for a second unit of a graph, nor for the engine."""
     compiler = Compiler()
     monkeypatch.setattr(inductor, "compile_package", compiler)
     streams.build.cache_clear()
-    case = Case("tiny", 64, 64, "own")
+    case = Case("tiny", 64, 64, "own", precision)
     graphs = packages.graphs(case)
     kinds = {name.rstrip("0123456789") for name, _ in graphs}
     assert kinds == {"prompt_in", "prompt_kv_", "dit_in", "block_", "dit_out", "encode_", "decode_"}
     for unit, phase in graphs:
-        packages._compiled(case, "bf16", tmp_path, unit, phase)
+        packages._compiled(case, tmp_path, unit, phase)
     assert compiler.count == len(graphs)
-    engine = streams.build(case, tmp_path, "bf16")
+    engine = streams.build(case, tmp_path)
     assert compiler.count == len(graphs)
     assert (engine / "manifest.json").is_file()
-    assert engine == tmp_path / "engines" / "tiny-64x64-own"
-    bare = packages.graphs(Case("tiny", 64, 64, ""))
+    assert engine == tmp_path / "engines" / folder
+    bare = packages.graphs(Case("tiny", 64, 64, "", "bf16"))
     assert {name.rstrip("0123456789") for name, _ in bare} == {"dit_in", "block_", "dit_out"}
 
 
 def test_what_does_not_compile_is_a_reading_and_the_others_are_compiled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Threads in the place of processes."""
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int, mp_context: Any) -> None:
-            assert mp_context.get_start_method() == "spawn"
-            super().__init__(workers)
-
-    def compiled(_case: Case, _precision: str, _root: Path, unit: str, _phase: str) -> float:
+    def compiled(_case: Case, _root: Path, unit: str, _phase: str) -> float:
         if unit == "block_0":
             raise RuntimeError("no kernel")
         return 2.0
 
-    monkeypatch.setattr(packages, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(packages, "ProcessPoolExecutor", Threads)
     monkeypatch.setattr(packages, "_compiled", compiled)
     monkeypatch.setattr(packages, "_checkpoint", lambda *_: 3.0)
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
-    case = Case("tiny", 64, 64, "own")
-    found = {r.name: r for r in packages.compile_all([case], "bf16", tmp_path)}
+    case = Case("tiny", 64, 64, "own", "bf16")
+    found = {r.name: r for r in packages.compile_all([case], tmp_path)}
     assert found["tiny 64x64 own: block_0 step compiled"].reason == "RuntimeError: no kernel"
     assert found["tiny 64x64 own: decode_0 first compiled"].value == 2
     assert found["tiny 64x64 own: checkpoint written"].value == 3
@@ -611,7 +616,7 @@ def test_where_the_runtime_takes_no_gpu_every_stream_is_refused_with_its_words(
 
     monkeypatch.setattr(streams.devices, "resolve", no)
     case = Case(*sections.MODELS[0])
-    found = [*streams.readings(case, 2, tmp_path, "bf16"), *streams.logical(case, tmp_path, "bf16")]
+    found = [*streams.readings(case, 2, tmp_path), *streams.logical(case, tmp_path)]
     assert {r.outcome for r in found} == {"refused"}
     assert {r.reason for r in found} == {"ConfigError: devices: none here"}
     assert list(tmp_path.iterdir()) == []
@@ -632,24 +637,19 @@ def test_an_engine_is_built_or_refused_and_anything_else_breaks(
         return run
 
     monkeypatch.setattr(streams, "build", build(None))
-    found = [*streams.built(case, tmp_path, "bf16")]
+    found = [*streams.built(case, tmp_path)]
     assert found[1].value == pytest.approx(0.003)
     monkeypatch.setattr(streams, "build", build(ConfigError("precision: got bf16")))
-    assert [r.outcome for r in streams.built(case, tmp_path, "bf16")] == ["refused"]
+    assert [r.outcome for r in streams.built(case, tmp_path)] == ["refused"]
     monkeypatch.setattr(streams, "build", build(MemoryError("full")))
     with pytest.raises(MemoryError):
-        list(streams.built(case, tmp_path, "bf16"))
+        list(streams.built(case, tmp_path))
 
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, workers: int, mp_context: Any) -> None:
-            assert mp_context.get_start_method() == "spawn"
-            super().__init__(workers)
-
-    monkeypatch.setattr(streams, "ProcessPoolExecutor", Pool)
-    (broken,) = streams.build_all([case], "bf16", tmp_path)
+    monkeypatch.setattr(streams, "ProcessPoolExecutor", Threads)
+    (broken,) = streams.build_all([case], tmp_path)
     assert (broken.name, broken.outcome) == (f"{case.name}: engine built", "failed")
     monkeypatch.setattr(streams, "build", build(None))
-    assert [r.outcome for r in streams.build_all([case], "bf16", tmp_path)] == ["measured"] * 2
+    assert [r.outcome for r in streams.build_all([case], tmp_path)] == ["measured"] * 2
 
 
 class Fake:
@@ -692,8 +692,8 @@ def test_the_readings_of_a_model_with_engines_that_do_nothing(
     monkeypatch.setattr(units, "capture", captured)
     monkeypatch.setattr(units, "_random", lambda n, s, d: on_cpu(n, s, d, "cpu"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5e9)
-    case = Case("tiny", 64, 64, "own")
-    found = {r.name: r for r in units.readings(case, "bf16", 2.0, tmp_path)}
+    case = Case("tiny", 64, 64, "own", "bf16")
+    found = {r.name: r for r in units.readings(case, {timing.PRODUCT: 2.0}, tmp_path)}
     blocks = 6
     step = found["tiny 64x64: step, batch 2"]
     assert step.value == blocks + 2
@@ -791,13 +791,75 @@ def test_times_are_taken_warm_and_with_cold_caches(monkeypatch: pytest.MonkeyPat
     assert set(warm) == {"launch", "wait"}
 
 
-def test_a_limit_is_the_work_over_the_peak() -> None:
-    assert units._limit(6_740_000_000_000, 674.0) == pytest.approx(10.0)
-    assert units._limit(1, None) is None
-    assert timing.PRODUCT.startswith("ceiling")
+def test_a_limit_is_the_work_over_the_peaks() -> None:
+    """At fp8 products by weights have a peak of their own: of a block of wan-1.3b, six layers of
+    1536 by 1536 and two of 1536 by 8960, for 1560 tokens.
+    """
+    chain = chain_of(Case(*sections.NARROW))
+    (block, *_) = (u.phases["step"] for u in chain.chain if u.kind == "block")
+    (dit_in,) = (u.phases["step"] for u in chain.chain if u.kind == "dit_in")
+    layers = 2 * 1560 * (6 * 1536 * 1536 + 2 * 1536 * 8960)
+    rest = block.flop - layers
+    wide, low = {timing.PRODUCT: 500.0}, {timing.NARROW_PRODUCT: 1000.0}
+    assert units._limit([block], 2, "bf16", wide) == pytest.approx(2 * block.flop / 500e9)
+    assert units._limit([block], 2, "fp8", wide | low) == pytest.approx(
+        2 * (layers / 1000e9 + rest / 500e9)
+    )
+    assert units._limit([dit_in], 1, "fp8", wide) == pytest.approx(dit_in.flop / 500e9)
+    assert units._limit([block], 1, "fp8", wide) is None
+    assert units._limit([block], 1, "bf16", low) is None
+
+
+def test_a_gpu_without_e4m3_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def old(precision: str) -> None:
+        if precision == "fp8":
+            raise ConfigError("precision: got fp8")
+
+    monkeypatch.setattr(inductor, "check_precision", old)
+    (reading,) = units.readings(Case(*sections.NARROW), {}, tmp_path)
+    assert (reading.name, reading.outcome) == ("wan-1.3b 480x832 fp8: step, batch 1", "refused")
+    assert "got fp8" in reading.reason
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert timing._narrow_product().outcome == "refused"
+
+
+def test_what_two_cases_share_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A DiT for every VAE, a VAE for every precision; not another size, nor a narrow block."""
+    wide, small, low = (Case(*m) for m in (sections.WIDE, sections.SMALL[0], sections.NARROW))
+
+    def paths(case: Case) -> dict[tuple[str, str], Path]:
+        made = packages.Packages(case, tmp_path)
+        return {
+            (name, phase): made.path(packages._unit(case, name), phase, ".pickle")
+            for name, phase in packages.graphs(case)
+        }
+
+    one, other, narrow = paths(wide), paths(small), paths(low)
+    common = {"prompt_in", "prompt_kv_0", "dit_in", "block_0", "dit_out"}
+    assert {name for (name, _), path in one.items() if path in other.values()} == common
+    assert {place for place in one if one[place] != narrow[place]} == {("block_0", "step")}
+    assert not set(one.values()) & set(paths(Case(*sections.SQUARE)).values())
+    asked: list[tuple[str, str, str]] = []
+
+    def compiled(case: Case, _root: Path, unit: str, phase: str) -> float:
+        asked.append((case.name, unit, phase))
+        return 1.0
+
+    monkeypatch.setattr(packages, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(packages, "_compiled", compiled)
+    monkeypatch.setattr(packages, "_checkpoint", lambda *_: 1.0)
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    list(packages.compile_all([wide, low], tmp_path))
+    assert len(asked) == len(one) + 1
 
 
 # What is compared
+
+
+def compared_row(value: float) -> Row:
+    return row(Reading("t", value, "ms"))
 
 
 @pytest.mark.parametrize(
@@ -812,10 +874,14 @@ def test_the_verdict_is_the_best_mark_that_was_reached(
 ) -> None:
     commit, moonshot = (11, 16) if larger else (16, 11)
     target = Target("t", "ms", larger, 32.0, commit, moonshot, 8.0)
-    (compared,) = compare.compare({"t": row(Reading("t", value, "ms"))}, [target])
+    (compared,) = compare.compare({"t": compared_row(value)}, [target])
     assert compared.verdict == verdict
     gain = value / 32 if larger else 32 / value
     assert compared.gain == pytest.approx(gain)
+    (bold,) = compare.compare({"t": compared_row(value)}, [replace(target, commit=None)])
+    assert bold.verdict == ("moonshot" if verdict == "moonshot" else "missed")
+    unmarked = replace(target, commit=None, moonshot=None)
+    assert compare.compare({"t": compared_row(value)}, [unmarked])[0].verdict == "no mark"
 
 
 def test_what_was_not_measured_has_no_verdict_and_another_unit_is_refused() -> None:

@@ -16,21 +16,25 @@ from export.units import Chain, Parts, geometry_of, parts_of, wan_chain
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One model at one size."""
+    """One model at one size and precision."""
 
     model: str
     height: int
     width: int
     vae: str
+    precision: str
 
     @property
     def name(self) -> str:
-        return targets.model(self.model, f"{self.height}x{self.width}", self.vae)
+        return self._named(self.vae)
 
     @property
     def size(self) -> str:
         """The model without its VAE."""
-        return targets.model(self.model, f"{self.height}x{self.width}")
+        return self._named("")
+
+    def _named(self, vae: str) -> str:
+        return targets.model(self.model, f"{self.height}x{self.width}", vae, self.precision)
 
     def config(self) -> ModelConfig:
         return PRESETS[f"{self.model}-taehv" if self.vae == "taehv" else self.model]

@@ -26,13 +26,14 @@ class Compared:
         """Which mark was reached, best first. There are none for another GPU."""
         if self.value is None:
             return "not measured"
-        marks = (("moonshot", self.target.moonshot), ("commit", self.target.commit))
-        if self.target.commit is None or GPU not in self.gpu:
-            return f"no mark for {self.gpu}" if GPU not in self.gpu else "no mark"
-        for name, mark in marks:
-            if mark is not None and _reaches(self.value, mark, self.target.larger_is_better):
+        if GPU not in self.gpu:
+            return f"no mark for {self.gpu}"
+        asked = {"moonshot": self.target.moonshot, "commit": self.target.commit}
+        marks = {name: mark for name, mark in asked.items() if mark is not None}
+        for name, mark in marks.items():
+            if _reaches(self.value, mark, self.target.larger_is_better):
                 return name
-        return "missed"
+        return "missed" if marks else "no mark"
 
     @property
     def share(self) -> float | None:

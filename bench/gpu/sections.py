@@ -15,21 +15,25 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.gpu import machine
+from bench.gpu import machine, targets
 from bench.gpu.plan import Measure, Section, pack
 from bench.gpu.record import Reading, Row, Rows, failed, one_line, refused
 
 WORK = machine.ROOT / "build" / "gpu"
 """Packages, checkpoints and engines of the measurements; may be deleted."""
-PRECISION = "bf16"
 BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx", "onnxruntime")
-Model = tuple[str, int, int, str]
-WIDE: Model = ("wan-1.3b", 480, 832, "wan")
-SQUARE: Model = ("wan-1.3b", 512, 512, "wan")
-SMALL: tuple[Model, ...] = (("wan-1.3b", 480, 832, "taehv"), ("wan-1.3b", 512, 512, "taehv"))
-MODELS = (WIDE, SQUARE, *SMALL)
-LARGE: Model = ("wan-14b", 480, 832, "")
-"""Without its VAE: the time of a step."""
+Model = tuple[str, int, int, str, str]
+WIDE: Model = ("wan-1.3b", 480, 832, "wan", "bf16")
+SQUARE: Model = ("wan-1.3b", 512, 512, "wan", "bf16")
+SMALL: tuple[Model, ...] = (
+    ("wan-1.3b", 480, 832, "taehv", "bf16"),
+    ("wan-1.3b", 512, 512, "taehv", "bf16"),
+)
+NARROW: Model = ("wan-1.3b", 480, 832, "wan", "fp8")
+MODELS = (WIDE, SQUARE, *SMALL, NARROW)
+LARGE: Model = ("wan-14b", 480, 832, "", "bf16")
+LARGE_NARROW: Model = ("wan-14b", 480, 832, "", "fp8")
+"""Both without a VAE: the time of a step."""
 BROKE = 3
 """Exit code of a worker whose measure broke and is written down."""
 
@@ -41,7 +45,7 @@ def everything(rows: Rows) -> tuple[Section, ...]:
     """
     built = WORK / f"extension-{machine.code_digest()}"
     ours = ("extension",)
-    rounds = {1: (WIDE, SQUARE), 2: (*SMALL, LARGE)}
+    rounds = {1: (WIDE, SQUARE), 2: (NARROW, LARGE, LARGE_NARROW), 3: SMALL}
     number = {model: n for n, models in rounds.items() for model in models}
 
     def packages(n: int) -> Measure:
@@ -95,10 +99,15 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         Section("live", (stream(WIDE, 2),)),
         *pack("checks", checks),
         Section("square", (units(SQUARE),)),
-        Section("small-packages", (packages(2),)),
+        Section("fp8-packages", (packages(2),)),
+        Section("fp8", (units(NARROW),)),
         Section("large", (units(LARGE, 90),)),
+        Section("large-fp8", (units(LARGE_NARROW, 90),)),
+        Section("fp8-engines", (engines(2),)),
+        *pack("fp8-streams", [stream(NARROW, n) for n in (1, 2)]),
+        Section("small-packages", (packages(3),)),
         *(Section(f"small-{i}", (units(m),)) for i, m in enumerate(SMALL, 1)),
-        Section("small-engines", (engines(2),)),
+        Section("small-engines", (engines(3),)),
         *pack("streams", [stream(WIDE, 4), stream(SQUARE, 2), stream(SQUARE, 4)]),
         *pack("small-streams", [stream(SMALL[0], n) for n in (1, 2, 4)]),
         Section("logical", (shared,)),
@@ -159,8 +168,8 @@ Taking = Callable[[], Iterable[Reading]]
 
 
 def _words(model: Model) -> str:
-    name, height, width, vae = model
-    return f"{name} {height}x{width} {vae}".strip()
+    name, height, width, vae, precision = model
+    return targets.model(name, f"{height}x{width}", vae, precision)
 
 
 def _ceilings() -> Iterable[Reading]:
@@ -272,7 +281,7 @@ def _packages(models: Sequence[Model], stamp: Path) -> Taking:
         from bench.gpu.cases import Case
         from bench.gpu.packages import compile_all
 
-        return _stamped(compile_all([Case(*model) for model in models], PRECISION, WORK), stamp)
+        return _stamped(compile_all([Case(*model) for model in models], WORK), stamp)
 
     return take
 
@@ -282,7 +291,7 @@ def _engines(models: Sequence[Model], stamp: Path) -> Taking:
         from bench.gpu.cases import Case
         from bench.gpu.streams import build_all
 
-        return _stamped(build_all([Case(*model) for model in models], PRECISION, WORK), stamp)
+        return _stamped(build_all([Case(*model) for model in models], WORK), stamp)
 
     return take
 
@@ -315,12 +324,13 @@ def _check(tool: str) -> Taking:
 def _units(model: Model, rows: Rows) -> Taking:
     def take() -> Iterable[Reading]:
         from bench.gpu.cases import Case
-        from bench.gpu.timing import PRODUCT
+        from bench.gpu.timing import NARROW_PRODUCT, PRODUCT
         from bench.gpu.units import readings
 
-        peak = rows.newest().get(PRODUCT)
-        value = peak.reading.value if peak else None
-        return readings(Case(*model), PRECISION, value, WORK)
+        taken = (rows.newest().get(name) for name in (PRODUCT, NARROW_PRODUCT))
+        found = (row.reading for row in taken if row is not None)
+        peaks = {reading.name: reading.value for reading in found if reading.value is not None}
+        return readings(Case(*model), peaks, WORK)
 
     return take
 
@@ -330,7 +340,7 @@ def _streams(model: Model, steps: int) -> Taking:
         from bench.gpu.cases import Case
         from bench.gpu.streams import readings
 
-        return readings(Case(*model), steps, WORK, PRECISION)
+        return readings(Case(*model), steps, WORK)
 
     return take
 
@@ -339,7 +349,7 @@ def _logical() -> Iterable[Reading]:
     from bench.gpu.cases import Case
     from bench.gpu.streams import logical
 
-    return logical(Case(*WIDE), WORK, PRECISION)
+    return logical(Case(*WIDE), WORK)
 
 
 def results_of(folder: Path, name: str) -> Path:

@@ -51,14 +51,14 @@ def _live(case: Case, name: str, steps: int, fps: float) -> str:
     return f"{case.name}: {name}, {steps} steps, {fps:g} fps"
 
 
-def readings(case: Case, steps: int, root: Path, precision: str) -> Iterator[Reading]:
+def readings(case: Case, steps: int, root: Path) -> Iterator[Reading]:
     """One case at one number of steps; refused as a whole where the runtime takes no GPU."""
     try:
         devices.resolve("cuda:0")
     except ConfigError as error:
         yield from (refused(name, error) for name in names(case, steps))
         return
-    engines = build(case, root, precision)
+    engines = build(case, root)
     with tempfile.TemporaryDirectory() as folder:
         prompt = embeddings(case, Path(folder))
         with Pipeline.load(engines, devices="cuda:0", steps=steps) as pipeline:
@@ -86,14 +86,14 @@ def kept(name: str, take: Callable[[], Iterable[Reading]]) -> Iterator[Reading]:
 
 
 @functools.cache
-def build(case: Case, root: Path, precision: str) -> Path:
+def build(case: Case, root: Path) -> Path:
     """The engine of a case: finished, gone on with, or made of the packages that are there."""
     options = Options(
         case.config(), case.height, case.width, root / "engines", case.name.replace(" ", "-"),
-        backend="inductor", precision=precision, checkpoint=checkpoint(case, root),
+        backend="inductor", precision=case.precision, checkpoint=checkpoint(case, root),
     )  # fmt: skip
     with (
-        Packages(case, precision, root).for_builds(),
+        Packages(case, root).for_builds(),
         # Plans of this size take a minute to be run once on what the host draws for them. That they
         # give pictures is seen in the stream.
         patch.object(builds, "smoke", lambda *_: None),
@@ -101,12 +101,12 @@ def build(case: Case, root: Path, precision: str) -> Path:
         return builds.build_engines(options).directory
 
 
-def built(case: Case, root: Path, precision: str) -> Iterator[Reading]:
+def built(case: Case, root: Path) -> Iterator[Reading]:
     """What building took; a later stream finds the engine. Refused where nothing is to be built."""
     name = f"{case.name}: engine built"
     start = time.perf_counter()
     try:
-        directory = build(case, root, precision)
+        directory = build(case, root)
     except ConfigError as error:
         yield refused(name, error)
         return
@@ -115,11 +115,11 @@ def built(case: Case, root: Path, precision: str) -> Iterator[Reading]:
     yield Reading(f"{case.name}: bytes of the engine", stored / 1e9, "GB")
 
 
-def build_all(cases: Sequence[Case], precision: str, root: Path) -> Iterator[Reading]:
+def build_all(cases: Sequence[Case], root: Path) -> Iterator[Reading]:
     """Engines beside each other: a build keeps one core busy with hashes and casts."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(cases), mp_context=context) as pool:
-        jobs = {pool.submit(_built, case, root, precision): case for case in cases}
+        jobs = {pool.submit(_built, case, root): case for case in cases}
         for job in as_completed(jobs):
             error = job.exception()
             if error is None:
@@ -128,8 +128,8 @@ def build_all(cases: Sequence[Case], precision: str, root: Path) -> Iterator[Rea
                 yield failed(f"{jobs[job].name}: engine built", error)
 
 
-def _built(case: Case, root: Path, precision: str) -> list[Reading]:
-    return list(built(case, root, precision))
+def _built(case: Case, root: Path) -> list[Reading]:
+    return list(built(case, root))
 
 
 def embeddings(case: Case, folder: Path) -> Path:
@@ -252,7 +252,7 @@ def _in_use_gb() -> float:
     return (total - free) / 1e9
 
 
-def logical(case: Case, root: Path, precision: str) -> Iterator[Reading]:
+def logical(case: Case, root: Path) -> Iterator[Reading]:
     """Stages and sessions that share the GPU: what hand-over and competition cost."""
     layouts = [("cuda:0", 1), ("cuda:0,cuda:0", 1), ("cuda:0,cuda:0,cuda:0,cuda:0", 1)]
     layouts += [("cuda:0", 2), ("cuda:0", 4)]
@@ -266,7 +266,7 @@ def logical(case: Case, root: Path, precision: str) -> Iterator[Reading]:
     except ConfigError as error:
         yield from (refused(name, error) for name in told.values())
         return
-    engines = build(case, root, precision)
+    engines = build(case, root)
     with tempfile.TemporaryDirectory() as folder:
         prompt = embeddings(case, Path(folder))
 

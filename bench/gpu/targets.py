@@ -1,8 +1,8 @@
 """The numbers that ours are compared with, as data, each with its source.
 
 Published: the StreamDiffusionV2 paper (arXiv 2511.07399), bf16 PyTorch, its figures for one H100.
-Commit, moonshot and limit: this project's targets for one H200, bf16; the limit is the work of
-docs/interfaces.md's units over the peak rates of the data sheet.
+Commit, moonshot and limit: this project's targets for one H200, bf16 unless said; the limit is the
+work of docs/interfaces.md's units over the peak rates of the data sheet.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ class Target:
     limit: float | None
 
 
-def model(name: str, size: str, vae: str = "") -> str:
-    """How a model is named in readings: wan-1.3b 480x832 wan."""
-    return " ".join(part for part in (name, size, vae) if part)
+def model(name: str, size: str, vae: str = "", precision: str = "bf16") -> str:
+    """How a model is named in readings: wan-1.3b 480x832 wan, and its precision where that is not
+    bf16.
+    """
+    return " ".join(part for part in (name, size, vae, precision) if part not in ("", "bf16"))
 
 
 def operator(name: str) -> str:
@@ -47,6 +49,7 @@ def share_of_copy(name: str) -> str:
 
 
 _SMALL, _SQUARE = model("wan-1.3b", "480x832"), model("wan-1.3b", "512x512")
+_LARGE = model("wan-14b", "480x832")
 
 
 _Marks = tuple[int, float | None, float | None, float | None, float | None]
@@ -61,7 +64,9 @@ def _fps(which: str, *rows: _Marks) -> tuple[Target, ...]:
 
 ALL: tuple[Target, ...] = (
     Target(f"{_SMALL}: step, batch 1", "ms", False, None, 16, 11, 6.8),
-    Target("wan-14b 480x832: step, batch 1", "ms", False, None, 95, 78, 50.5),
+    Target(f"{_LARGE}: step, batch 1", "ms", False, None, 95, 78, 50.5),
+    Target(f"{_SMALL} fp8: step, batch 1", "ms", False, None, None, 8, None),
+    Target(f"{_LARGE} fp8: step, batch 1", "ms", False, None, None, 50, None),
     Target(f"{_SMALL} wan: decode", "ms", False, None, 45, 30, 13.8),
     Target(f"{_SMALL} wan: encode", "ms", False, None, 27, 18, 8.2),
     Target(f"{_SMALL} taehv: decode", "ms", False, None, 3, 1.5, 0.65),

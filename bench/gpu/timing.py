@@ -50,6 +50,7 @@ def times_ms(launch: Launch, runs: int, repeat: int = 1) -> list[float]:
 
 COPY = "ceiling: copy of 1 GiB"
 PRODUCT = "ceiling: bf16 product of 8192"
+NARROW_PRODUCT = "ceiling: fp8 product of 8192"
 CLOCK = "ceiling: clock of the multiprocessors under products"
 CONVOLUTION = "ceiling: bf16 convolution, 96 channels, 480x832"
 
@@ -60,6 +61,7 @@ def ceilings() -> Iterator[Reading]:
     """
     yield _copy()
     yield _product()
+    yield _narrow_product()
     yield from _clock()
     yield _convolution()
 
@@ -90,6 +92,17 @@ def _product() -> Reading:
     c = torch.empty_like(a)
     took = median_ms(lambda: torch.mm(a, b, out=c), repeat=5)
     return Reading(PRODUCT, 2 * 8192**3 / took / 1e9, "TFLOP/s", 20)
+
+
+def _narrow_product() -> Reading:
+    """Of e4m3 by e4m3 to bfloat16, as linear layers at fp8 have it."""
+    if (capability := torch.cuda.get_device_capability()) < (8, 9):
+        return refused(NARROW_PRODUCT, f"compute capability {capability}, e4m3 from 8.9 on")
+    a, b = (torch.randn(8192, 8192, device="cuda").to(torch.float8_e4m3fn) for _ in range(2))
+    one, out = torch.ones((), device="cuda"), torch.empty_like(a, dtype=torch.bfloat16)
+    kind = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+    took = median_ms(lambda: torch._scaled_mm(a, b.t(), one, one, **kind, out=out), repeat=5)
+    return Reading(NARROW_PRODUCT, 2 * 8192**3 / took / 1e9, "TFLOP/s", 20)
 
 
 def _convolution() -> Reading:

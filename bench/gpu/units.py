@@ -16,15 +16,25 @@ from torch import Tensor
 
 from bench.gpu.cases import Case, chain_of
 from bench.gpu.packages import Packages
-from bench.gpu.record import Reading
-from bench.gpu.timing import Launch, median_ms
+from bench.gpu.record import Reading, refused
+from bench.gpu.timing import NARROW_PRODUCT, PRODUCT, Launch, median_ms
 from export import inductor
+from export.narrow import narrow
 from export.onnx import Stored
 from export.staging import write_whole
 from export.units import Chain, PhaseSpec, UnitSpec, concrete
-from rt.backends.inductor import InductorBackend, InductorEngine, capture
+from rt.backends.inductor import (
+    InductorBackend,
+    InductorEngine,
+    capture,
+    entering,
+    read_card,
+)
+from rt.errors import ConfigError
 from rt.manifest import DIT_KINDS
 
+Peaks = Mapping[str, float]
+"""Measured ceilings by name, in TFLOP/s; without those that were not to be had."""
 BATCHES = (1, 2, 3, 4)
 STEPS = (1, 2, 4)
 
@@ -40,22 +50,21 @@ class Compiled:
     def engine(self, unit: UnitSpec, phase: str = "step") -> tuple[InductorEngine, PhaseSpec]:
         """An engine with weights of its own, and the unit as it was compiled."""
         if (unit.graph, phase) not in self._specs:
-            spec = inductor.in_precision(unit.phases[phase], self._packages.precision)
-            package = self._packages.package(unit.graph, phase, spec)
+            package, spec = self._packages.package(unit, phase)
             nowhere = {
                 name: Stored("", 0, 0, "float32", tuple(tensor.shape))
                 for name, tensor in spec.module.state_dict().items()
             }
-            path = self._packages.folder / f"{unit.graph}.{phase}.pt2"
+            path = self._packages.path(unit, phase, inductor.SUFFIX)
             write_whole(path, [inductor.plan(package, nowhere)])
             self._specs[unit.graph, phase] = path, spec
         path, spec = self._specs[unit.graph, phase]
-        weights = spec.module.state_dict()
+        weights, card = spec.module.state_dict(), read_card(path)
 
-        def weight(name: str, device: str) -> Tensor:
+        def weight(name: str, device: str) -> tuple[Tensor, ...]:
             shape = weights[name].shape
             scale = max(1, shape[-1] if len(shape) > 1 else 1) ** -0.5
-            return torch.randn(shape, device=device) * scale
+            return entering(torch.randn(shape, device=device) * scale, card.kind(name))
 
         return self._backend.engine(path, weight), spec
 
@@ -80,18 +89,23 @@ def _random(name: str, shape: tuple[int, ...], dtype: str, device: str = "cuda")
     return torch.randn(shape, device=device).to(kind)
 
 
-def readings(case: Case, precision: str, product: float | None, root: Path) -> Iterator[Reading]:
-    """Everything of one case. `product`: the measured peak in TFLOP/s, for shares."""
+def readings(case: Case, peaks: Peaks, root: Path) -> Iterator[Reading]:
+    """Everything of one case; refused as a whole at a precision that the GPU does not have."""
+    try:
+        inductor.check_precision(case.precision)
+    except ConfigError as error:
+        yield refused(f"{case.size}: step, batch 1", error)
+        return
     chain = chain_of(case)
-    compiled = Compiled(Packages(case, precision, root))
-    step = yield from _step(case, chain, compiled, product)
+    compiled = Compiled(Packages(case, root))
+    step = yield from _step(case, chain, compiled, peaks)
     if case.vae:
-        yield from _whole(case, chain, compiled, step, product)
+        yield from _whole(case, chain, compiled, step, peaks)
     yield Reading(f"{case.name}: memory", torch.cuda.max_memory_allocated() / 1e9, "GB")
-    yield from _each(case, chain, compiled, product)
+    yield from _each(case, chain, compiled, peaks)
 
 
-def _each(case: Case, chain: Chain, compiled: Compiled, product: float | None) -> Iterator[Reading]:
+def _each(case: Case, chain: Chain, compiled: Compiled, peaks: Peaks) -> Iterator[Reading]:
     """Every graph once, at every batch size that it takes."""
     seen: set[str] = set()
     for unit in chain.chain:
@@ -102,19 +116,19 @@ def _each(case: Case, chain: Chain, compiled: Compiled, product: float | None) -
         for rows in BATCHES if spec.batched else (1,):
             launch = engine.bind(arrays_of(spec, rows, {}))
             took = median_ms(launch)
-            best = _limit(spec.flop * rows, product)
+            best = _limit([spec], rows, case.precision, peaks)
             name = f"{case.name}: unit {unit.graph}, batch {rows}"
             yield Reading(name, took, "ms", 20, best)
 
 
 def _step(
-    case: Case, chain: Chain, compiled: Compiled, product: float | None
+    case: Case, chain: Chain, compiled: Compiled, peaks: Peaks
 ) -> Generator[Reading, None, Mapping[int, Launch]]:
     """A whole step, every block with its own weights and rings, as one graph per batch size."""
     found: dict[int, Launch] = {}
     units = [u for u in chain.chain if u.kind in DIT_KINDS]
     loaded = [compiled.engine(u) for u in units]
-    flop = sum(spec.flop for _, spec in loaded)
+    specs = [spec for _, spec in loaded]
     # One graph of the largest model leaves no room for rings of four rows.
     for rows in BATCHES if case.model != "wan-14b" else (1,):
         shared: dict[str, Tensor] = {}
@@ -122,12 +136,12 @@ def _step(
         found[rows] = capture(launches)
         took = median_ms(found[rows])
         name = f"{case.size}: step, batch {rows}"
-        yield Reading(name, took, "ms", 20, _limit(flop * rows, product))
+        yield Reading(name, took, "ms", 20, _limit(specs, rows, case.precision, peaks))
     return found
 
 
 def _whole(
-    case: Case, chain: Chain, compiled: Compiled, step: Mapping[int, Launch], product: float | None
+    case: Case, chain: Chain, compiled: Compiled, step: Mapping[int, Launch], peaks: Peaks
 ) -> Iterator[Reading]:
     """Encoding and decoding of a chunk, then all that a chunk needs when its rows run together."""
     halves: dict[str, Launch] = {}
@@ -136,7 +150,7 @@ def _whole(
         loaded = [compiled.engine(u) for u in chain.chain if u.kind == kind]
         launches = [engine.plain(arrays_of(spec, 1, shared)) for engine, spec in loaded]
         halves[kind] = capture(launches)
-        best = _limit(sum(spec.flop for _, spec in loaded), product)
+        best = _limit([spec for _, spec in loaded], 1, case.precision, peaks)
         yield Reading(f"{case.name}: {kind}", median_ms(halves[kind]), "ms", 20, best)
     for steps in STEPS:
         chunk: Sequence[Launch] = (halves["encode"], step[steps], halves["decode"])
@@ -150,6 +164,23 @@ def _whole(
         yield Reading(name, 4e3 / took, "frames/s", 20)
 
 
-def _limit(flop: int, product: float | None) -> float | None:
-    """Milliseconds that the work takes at the measured peak."""
-    return None if product is None else flop / product / 1e9
+def _limit(specs: Sequence[PhaseSpec], rows: int, precision: str, peaks: Peaks) -> float | None:
+    """Milliseconds that the work of units takes at the measured peaks."""
+    low = rows * sum(_narrow_flop(spec, precision) for spec in specs)
+    full = rows * sum(spec.flop for spec in specs) - low
+    took = 0.0
+    for flop, peak in ((low, peaks.get(NARROW_PRODUCT)), (full, peaks.get(PRODUCT))):
+        if flop and peak is None:
+            return None
+        took += flop / peak / 1e9 if peak else 0.0
+    return took
+
+
+def _narrow_flop(spec: PhaseSpec, precision: str) -> int:
+    """Of products of e4m3, for one row: each weight meets every token."""
+    names = narrow(spec.module, precision)
+    if not names:
+        return 0
+    weights = spec.module.state_dict()
+    tokens = next(int(b.shape[1]) for b in spec.inputs if b.name == "x")
+    return 2 * tokens * sum(weights[name].numel() for name in names)

@@ -55,16 +55,23 @@ class Packages:
 
 
 def compiled(
-    engine: Path, folder: Path, units: Collection[tuple[str, str]], precision: str
+    engine: Path,
+    folder: Path,
+    units: Collection[tuple[str, str]],
+    precision: str,
+    others: Packages | None = None,
 ) -> Packages:
     """Packages as a build makes them, of (unit, phase) and of all that are the same graph, with the
-    weights of `engine`.
+    weights of `engine`; of all else those of `others`.
     """
     made = manifest.read(engine)
     shutil.copy(engine / "weights.safetensors", folder)
     chain = verify.twin(made, engine, MICRO, True)
     specs = {unit.name: unit for unit in chain.units}
     plans: dict[str, Plan] = {}
+    if others is not None:
+        plans |= others.plans
+        shutil.copytree(others.folder, folder, dirs_exist_ok=True)
     packages, recipe = Packages(made, engine, folder, plans), backends._PACKAGES
     with patch.object(inductor, "_OPTIONS", inductor._OPTIONS | QUICK):
         for name, phase in units:

@@ -3,6 +3,7 @@ importer of torch.
 
 A package takes its weights as arguments, so that all units of one graph share one loaded library;
 a device holds every weight once. What a package writes, it writes into the arrays that it is given.
+Owns what a number of eight bits is here: packages narrow their inputs as weights are narrowed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ CARD = "plan.json"
 ALIGNED = 16
 """Bytes: what code for a GPU reads at once."""
 
+NARROW = torch.float8_e4m3fn
+"""What the factors of a product are at precision fp8."""
+
 Kind = torch.dtype
 Loader = Any  # torch._C._aoti.AOTIModelPackageLoader
 
@@ -40,7 +44,7 @@ class Card:
 
     `arguments` are (binding, dtype, shape), `aliases` the outputs that are an input, by name.
     `weights` are (file, offset, length, dtype stored, shape); they enter as `precision`, those of
-    `wide` as float32.
+    `wide` as float32, those of `narrow` as the two tensors of `narrowed`.
     """
 
     graph: str
@@ -51,9 +55,12 @@ class Card:
     aliases: Mapping[str, str]
     weights: Mapping[str, tuple[str, int, int, str, tuple[int, ...]]]
     wide: tuple[str, ...]
+    narrow: tuple[str, ...]
 
     def kind(self, weight: str) -> Kind:
         """The type that a weight enters in."""
+        if weight in self.narrow:
+            return NARROW
         found: Kind = getattr(torch, "float32" if weight in self.wide else self.precision)
         return found
 
@@ -64,12 +71,26 @@ def read_card(package: Path) -> Card:
         with zipfile.ZipFile(package) as archive:
             (name,) = (n for n in archive.namelist() if n.endswith(f"/extra/{CARD}"))
             fields = json.loads(archive.read(name))
-        arguments = tuple((n, dtype, tuple(shape)) for n, dtype, shape in fields.pop("arguments"))
-        weights = {n: (*w[:4], tuple(w[4])) for n, w in fields.pop("weights").items()}
-        wide = tuple(fields.pop("wide"))
-        return Card(arguments=arguments, weights=weights, wide=wide, **fields)
+        arguments = tuple((n, dtype, tuple(shape)) for n, dtype, shape in fields["arguments"])
+        weights = {n: (*w[:4], tuple(w[4])) for n, w in fields["weights"].items()}
+        fields |= {kind: tuple(fields[kind]) for kind in ("wide", "narrow")}
+        return Card(**fields | {"arguments": arguments, "weights": weights})
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise EngineMismatch(f"{package} is no package of this exporter: {error}") from None
+
+
+def narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows, n] -> e4m3 [rows, n] and float32 [rows, 1]: the largest of a row becomes 448, and a
+    product of both is within 1/16 of each value that is not far smaller than that.
+    """
+    wide = rows.float()
+    scale = wide.abs().amax(1, keepdim=True).clamp(min=1e-30) / torch.finfo(NARROW).max
+    return (wide / scale).to(NARROW), scale
+
+
+def entering(values: Tensor, kind: Kind) -> tuple[Tensor, ...]:
+    """The arguments of a package that a weight of these values becomes."""
+    return narrowed(values) if kind is NARROW else (values.to(kind),)
 
 
 def rows_lie_anywhere(shape: Sequence[int | str], kind: Kind) -> bool:
@@ -162,7 +183,7 @@ class InductorBackend:
         self._cuda_stream = cuda_stream
         self._recorder: Recorder | None = None
         self._loaders: dict[str, Loader] = {}
-        self._weights: dict[tuple[str, int, str], Tensor] = {}
+        self._weights: dict[tuple[str, int, Kind], tuple[Tensor, ...]] = {}
 
     def load(self, directory: Path, plan: Plan) -> Engine:
         card = read_card(directory / plan.file)
@@ -171,8 +192,10 @@ class InductorBackend:
             lambda name, device: self._weight(directory, name, card, device),
         )
 
-    def engine(self, path: Path, weight: Callable[[str, str], Tensor]) -> InductorEngine:
-        """The package at `path` with `weight(name, device)` for each of its weights."""
+    def engine(self, path: Path, weight: Callable[[str, str], Sequence[Tensor]]) -> InductorEngine:
+        """The package at `path` with `weight(name, device)` for each of its weights, as its card
+        says that they enter.
+        """
         card = read_card(path)
         _check(path, card, self._index)
         on_gpu = card.device.startswith("sm_")
@@ -198,15 +221,15 @@ class InductorBackend:
         if on_gpu and self._recorder is None:
             self._recorder = Recorder(self._index, self._cuda_stream)
         place = torch.device("cuda", self._index) if on_gpu else torch.device("cpu")
-        weights = [weight(name, str(place)).to(place, card.kind(name)) for name in card.weights]
+        weights = [tensor for name in card.weights for tensor in weight(name, str(place))]
         loader = self._loaders[card.graph]
         return InductorEngine(loader, card, weights, path.name, place, self._recorder)
 
-    def _weight(self, directory: Path, name: str, card: Card, device: str) -> Tensor:
-        """One weight, read once for all units and phases that share it."""
+    def _weight(self, directory: Path, name: str, card: Card, device: str) -> tuple[Tensor, ...]:
+        """One weight as it enters, read once for all units and phases that share it."""
         file, offset, length, stored, shape = card.weights[name]
-        dtype = card.kind(name)
-        key = (file, offset, str(dtype))
+        kind = card.kind(name)
+        key = (file, offset, kind)
         if key not in self._weights:
             path = directory / file
             size = path.stat().st_size
@@ -214,7 +237,7 @@ class InductorBackend:
                 raise EngineMismatch(f"{path} has {size} bytes, a plan needs {offset + length}")
             data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             values = data[offset : offset + length].view(getattr(torch, stored)).reshape(shape)
-            self._weights[key] = values.to(device, dtype)
+            self._weights[key] = entering(values.to(device), kind)
         return self._weights[key]
 
 
