@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -27,7 +28,17 @@ from rich.console import Console
 
 from bench import ops, table
 from bench.gpu import __main__ as command
-from bench.gpu import compare, machine, operators, packages, sections, streams, timing, units
+from bench.gpu import (
+    candidates,
+    compare,
+    machine,
+    operators,
+    packages,
+    sections,
+    streams,
+    timing,
+    units,
+)
 from bench.gpu.cases import Case, chain_of
 from bench.gpu.plan import QUICK_S, SECTION_S, Measure, Section, missing, pack
 from bench.gpu.record import Reading, Row, Rows, failed, refused
@@ -138,8 +149,8 @@ raise SystemExit(main(["--dry-run", "--results", {str(tmp_path)!r}]))
 
 def test_what_runs_on_a_gpu_needs_no_library_that_such_a_machine_lacks() -> None:
     then = """
-import bench.gpu.operators, bench.gpu.packages, bench.gpu.probe, bench.gpu.streams
-import bench.gpu.timing, bench.gpu.units
+import bench.gpu.candidates, bench.gpu.operators, bench.gpu.packages, bench.gpu.probe
+import bench.gpu.streams, bench.gpu.timing, bench.gpu.units
 import export.build, export.random_weights
 import bench.performance, bench.plots
 """
@@ -821,6 +832,69 @@ def test_a_gpu_without_e4m3_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "got fp8" in reading.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert timing._narrow_product().outcome == "refused"
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        candidates.attention(2, 2, 16, 96, 64, device="cpu"),
+        candidates.product(32, 64, 48, device="cpu"),
+        candidates.convolution(16, 4, 12, 20, device="cpu"),
+    ],
+    ids=lambda operation: operation.name,
+)
+def test_all_ways_do_the_same(operation: candidates.Operation) -> None:
+    """Those that this processor has."""
+    done = {}
+    for name, way in operation.ways.items():
+        with contextlib.suppress(RuntimeError):
+            done[name] = way().float()
+    assert len(done) >= 2
+    first, *others = done
+    for name in others:
+        most = 0.1 if name in operation.narrow else 0.02
+        assert done[name].shape == done[first].shape
+        assert (done[name] - done[first]).abs().max() <= most * done[first].abs().max(), name
+
+
+def test_candidates_are_most_of_a_block_and_of_the_vae() -> None:
+    chain = chain_of(Case(*sections.WIDE))
+    specs = [(unit.kind, unit.phases["step"]) for unit in chain.chain]
+    block = next(spec for kind, spec in specs if kind == "block")
+    vae = sum(spec.flop for kind, spec in specs if kind in ("encode", "decode"))
+    with torch.device("meta"):
+        made = {op.name: op.flop for op in candidates.operations("meta")}
+    assert made.pop("attention of 1560 to 9360") == 4 * 12 * 128 * 1560 * 9360
+    square, *outer = (n for name, n in made.items() if name.startswith("product"))
+    prompt = 4 * 12 * 128 * 1560 * 512
+    assert 4 * 12 * 128 * 1560 * 9360 + prompt + 6 * square + sum(outer) == block.flop
+    each = [n for name, n in made.items() if name.startswith("convolution")]
+    # How often each is in the encoder and the decoder together.
+    assert sum(n * count for n, count in zip(each, (10, 9, 8), strict=True)) / vae > 0.8
+
+
+def test_a_way_without_a_kernel_is_refused_and_the_others_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none() -> torch.Tensor:
+        raise RuntimeError("No viable backend\nsecond line")
+
+    ways = {"a": none, "b": lambda: torch.ones(1), "low": lambda: torch.ones(1)}
+    operation = candidates.Operation("o", 4_000_000_000, ways, frozenset({"low"}))
+    monkeypatch.setattr(candidates, "operations", lambda: [operation])
+    monkeypatch.setattr(candidates, "median_ms", lambda run: float(run()))
+    found = {r.name: r for r in candidates.readings({timing.PRODUCT: 2.0})}
+    assert found["o: a"].reason == "RuntimeError: No viable backend"
+    assert (found["o: b"].value, found["o: b"].limit) == (1.0, 2.0)
+    assert found["o: low"].limit is None
+    full = candidates.Operation("o", 1, {"a": memory})
+    monkeypatch.setattr(candidates, "operations", lambda: [full])
+    with pytest.raises(torch.OutOfMemoryError):
+        list(candidates.readings({}))
+
+
+def memory() -> torch.Tensor:
+    raise torch.OutOfMemoryError("full")
 
 
 def test_what_two_cases_share_is_compiled_once(

@@ -87,6 +87,10 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         Measure(f"sanitizer {tool}", "operator tests under it", 200, _check(tool), ours)
         for tool in ("memcheck", "racecheck")
     ]
+    candidates = Measure(
+        "candidates", "attention, products, convolutions in several ways", 60, _candidates(rows),
+        ours,
+    )  # fmt: skip
     logical = "stages and sessions on one GPU"
     shared = Measure("logical devices", logical, 200, _logical, needs(WIDE, "engines"))
     return (
@@ -97,6 +101,7 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         Section("square-stream", (stream(SQUARE, 1),)),
         Section("wide-stream", (stream(WIDE, 1),)),
         Section("live", (stream(WIDE, 2),)),
+        Section("candidates", (candidates,)),
         *pack("checks", checks),
         Section("square", (units(SQUARE),)),
         Section("fp8-packages", (packages(2),)),
@@ -321,16 +326,30 @@ def _check(tool: str) -> Taking:
     return take
 
 
+def _peaks(rows: Rows) -> dict[str, float]:
+    """The measured products, in TFLOP/s."""
+    from bench.gpu.timing import NARROW_PRODUCT, PRODUCT
+
+    taken = (rows.newest().get(name) for name in (PRODUCT, NARROW_PRODUCT))
+    found = (row.reading for row in taken if row is not None)
+    return {reading.name: reading.value for reading in found if reading.value is not None}
+
+
+def _candidates(rows: Rows) -> Taking:
+    def take() -> Iterable[Reading]:
+        from bench.gpu.candidates import readings
+
+        return readings(_peaks(rows))
+
+    return take
+
+
 def _units(model: Model, rows: Rows) -> Taking:
     def take() -> Iterable[Reading]:
         from bench.gpu.cases import Case
-        from bench.gpu.timing import NARROW_PRODUCT, PRODUCT
         from bench.gpu.units import readings
 
-        taken = (rows.newest().get(name) for name in (PRODUCT, NARROW_PRODUCT))
-        found = (row.reading for row in taken if row is not None)
-        peaks = {reading.name: reading.value for reading in found if reading.value is not None}
-        return readings(Case(*model), peaks, WORK)
+        return readings(Case(*model), _peaks(rows), WORK)
 
     return take
 
