@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -1143,6 +1144,34 @@ def test_the_page_in_the_repository_is_what_its_rows_give() -> None:
 def test_no_row_of_a_test_is_in_the_repository() -> None:
     for path in machine.ROOT.glob("bench/results/**/*.jsonl"):
         assert MADE_UP["name"] not in path.read_text()
+
+
+def test_peers_are_measured_where_they_are_installed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rows that are equal count, also where another comparison was not."""
+    monkeypatch.setattr(sections, "PEERS", machine.ROOT / "build" / "nowhere")
+    (reading,) = sections._peers()
+    assert (reading.name, reading.outcome) == ("peers", "refused")
+    assert reading.reason.startswith("build/nowhere not here")
+    monkeypatch.setattr(sections, "PEERS", tmp_path)
+    (tmp_path / "models").mkdir()
+    monkeypatch.setattr(sections, "WORK", tmp_path)
+    monkeypatch.setattr(streams, "build", lambda *_: tmp_path / "engine")
+    about = {"runs": 15, "limit": None, "note": "n"}
+    made = {"name": "DiT step, 1 row: package / ours", "value": 2.5, "unit": "x", **about}
+
+    def run(name: str, *words: str) -> Reading:
+        options = dict(itertools.pairwise(words))
+        assert options["--engines"] == str(tmp_path / "engine")
+        assert options["-m"] == "bench.peers"
+        Path(options["--json"]).write_text(json.dumps(made) + "\n")
+        return failed(name, "outputs differ")
+
+    monkeypatch.setattr(sections, "_run", run)
+    first, second = sections._peers()
+    assert first.outcome == "failed"
+    assert (second.name, second.value, second.unit) == ("peers: " + made["name"], 2.5, "x")
 
 
 @pytest.mark.parametrize("installed", [None, "tensorrt_rtx"])

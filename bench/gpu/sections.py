@@ -4,6 +4,8 @@ something runs, and `rt` only then: its extension is built by a measure.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -22,6 +24,8 @@ from bench.gpu.record import Reading, Row, Rows, failed, one_line, refused
 WORK = machine.ROOT / "build" / "gpu"
 """Packages, checkpoints and engines of the measurements; may be deleted."""
 BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx", "onnxruntime")
+PEERS = machine.ROOT / "build" / "peers"
+"""The released package."""
 Model = tuple[str, int, int, str, str]
 WIDE: Model = ("wan-1.3b", 480, 832, "wan", "bf16")
 SQUARE: Model = ("wan-1.3b", 512, 512, "wan", "bf16")
@@ -91,6 +95,8 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         "candidates", "attention, products, convolutions in several ways", 60, _candidates(rows),
         ours,
     )  # fmt: skip
+    beside = "the released package and diffusers in the same run"
+    peers = Measure("peers", beside, 200, _peers, needs(WIDE, "engines"))
     logical = "stages and sessions on one GPU"
     shared = Measure("logical devices", logical, 200, _logical, needs(WIDE, "engines"))
     return (
@@ -102,6 +108,7 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         Section("wide-stream", (stream(WIDE, 1),)),
         Section("live", (stream(WIDE, 2),)),
         Section("candidates", (candidates,)),
+        Section("peers", (peers,)),
         *pack("checks", checks),
         Section("square", (units(SQUARE),)),
         Section("fp8-packages", (packages(2),)),
@@ -362,6 +369,26 @@ def _streams(model: Model, steps: int) -> Taking:
         return readings(Case(*model), steps, WORK)
 
     return take
+
+
+def _peers() -> Iterator[Reading]:
+    """What `python -m bench.peers` measures, where all that it needs is there."""
+    absent = [name for name in ("diffusers", "av") if importlib.util.find_spec(name) is None]
+    absent += [] if (PEERS / "models").is_dir() else [f"{PEERS.relative_to(machine.ROOT)}"]
+    if absent:
+        yield refused("peers", f"{', '.join(absent)} not here; make peers installs all")
+        return
+    from bench.gpu.cases import Case
+    from bench.gpu.streams import build
+
+    engines, rows = build(Case(*WIDE), WORK), WORK / "peers.jsonl"
+    rows.unlink(missing_ok=True)
+    words = (sys.executable, "-m", "bench.peers", "--device", "cuda:0", "--engines", str(engines))
+    yield _run("peers", *words, "--package", str(PEERS), "--json", str(rows))
+    for line in rows.read_text().splitlines() if rows.is_file() else ():
+        row = json.loads(line)
+        name = f"peers: {row['name']}"
+        yield Reading(name, row["value"], row["unit"], row["runs"], row["limit"], row["note"])
 
 
 def _logical() -> Iterable[Reading]:

@@ -1,7 +1,8 @@
-"""The model that all of them run: `tiny`'s DiT behind a narrow Wan VAE, seeded random weights.
+"""The model that all of them run, and where: seeded random weights, on the processor or on a GPU.
 
-The trained tiny VAE has a shape that no other package can load; Wan's own, at a sixth of its
-width, is one that all can.
+On the processor it is `tiny`'s DiT behind a narrow Wan VAE: the trained tiny VAE has a shape that
+no other package can load; Wan's own, at a sixth of its width, is one that all can. On a GPU it is
+wan-1.3b.
 """
 
 from __future__ import annotations
@@ -19,10 +20,41 @@ from export.models.presets import PRESETS, ModelConfig, Sampling, VaeConfig
 from export.options import Options
 from export.random_weights import random_dit, random_vae
 from rt import manifest as manifests
+from rt.frame import Array
 from rt.manifest import Manifest
 
 SEED = 0
 """Of the weights, as `Options` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where all of them run. The peers' tensors are of `dtype`; outputs that are `apart` from those
+    of float32 by no more than `most`, or than a peer's own, are the same work.
+    """
+
+    device: str
+    dtype: torch.dtype
+    most: float
+
+    def tensor(self, values: Array | Tensor) -> Tensor:
+        """Of the peers' type, where they run."""
+        tensor = torch.as_tensor(values)
+        return tensor.to(self.device, self.dtype)
+
+    def state(self, weights: State) -> State:
+        return {name: self.tensor(tensor) for name, tensor in weights.items()}
+
+    def apart(self, found: Array, expected: Array) -> float:
+        """The largest difference; at bfloat16 the norm of the difference over the norm."""
+        difference = np.float32(found) - np.float32(expected)
+        if self.dtype is torch.float32:
+            return float(np.abs(difference).max())
+        return float(np.linalg.norm(difference) / np.linalg.norm(np.float32(expected)))
+
+
+CPU = Setting("cpu", torch.float32, 1e-3)
+GPU = Setting("cuda:0", torch.bfloat16, 2e-2)
 
 
 def configuration(vae_width: int) -> ModelConfig:
@@ -42,6 +74,12 @@ class Subject:
     manifest: Manifest
     embeddings: Tensor
     """float32 [1, L, E]."""
+    setting: Setting
+
+    @property
+    def exact(self) -> Subject:
+        """The same in float32, which all are compared with."""
+        return replace(self, setting=replace(self.setting, dtype=torch.float32))
 
 
 def prepare(config: ModelConfig, side: int, folder: Path, precision: str = "fp32") -> Subject:
@@ -51,7 +89,7 @@ def prepare(config: ModelConfig, side: int, folder: Path, precision: str = "fp32
     return subject(config, build_engines(options).directory)
 
 
-def subject(config: ModelConfig, directory: Path) -> Subject:
+def subject(config: ModelConfig, directory: Path, setting: Setting = CPU) -> Subject:
     """An engine that was built with the random weights of seed 0, with those weights."""
     rng = np.random.default_rng(0)
     shape = (1, config.dit.text_length, config.dit.text_width)
@@ -62,6 +100,7 @@ def subject(config: ModelConfig, directory: Path) -> Subject:
         directory=directory,
         manifest=manifests.read(directory),
         embeddings=torch.from_numpy(rng.standard_normal(shape).astype(np.float32)),
+        setting=setting,
     )
 
 

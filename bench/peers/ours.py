@@ -7,21 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from rt import devices, window
-from rt.backends import create
+from rt import window
 from rt.backends.base import Engine
+from rt.devices import Device
 from rt.frame import Array, Phase
 from rt.lane import Lane, Scratch, build
 from rt.manifest import DIT_KINDS, Manifest, Unit
 
 
 class Units:
-    """The loaded units of an engine, and the state of one seat of `rows` rows."""
+    """The loaded units of an engine on one device."""
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int) -> None:
-        backend = create(manifest.backend, threads)
+    def __init__(self, directory: Path, manifest: Manifest, device: Device) -> None:
+        backend = device.backend(manifest.backend)
         self.manifest = manifest
-        self.device = devices.Device("cpu", 0, threads)
+        self.device = device
         self._engines: dict[str, Engine] = {}
         for unit in (*manifest.prompt, *manifest.chain):
             for plan in unit.plans.values():
@@ -29,6 +29,13 @@ class Units:
 
     def engine(self, unit: Unit, phase: str) -> Engine:
         return self._engines[unit.plans[phase].file]
+
+    def fetched(self, array: Array) -> Array:
+        """A copy on the host, of what is there when all that was asked for is done."""
+        host = np.empty(array.shape, array.dtype)
+        self.device.copy(host, array)
+        self.device.wait()
+        return host
 
     def lane(
         self, kinds: tuple[str, ...], phase: Phase, given: Mapping[str, Array],
@@ -47,7 +54,7 @@ class OurDit:
     def __init__(self, units: Units, embeddings: Array, rows: int) -> None:
         m = units.manifest
         g, a, w = m.geometry, m.attention, m.window
-        self._m, self._rows = m, rows
+        self._m, self._units = m, units
         tokens = w.frames * g.tokens_per_frame
         zeros = units.device.zeros
         self._noisy = zeros((rows, g.latent_channels, g.latent_height, g.latent_width), np.float32)
@@ -57,17 +64,16 @@ class OurDit:
         self._mask = zeros((rows, 1, 1, tokens), np.float32)
         shared = {"write_index": self._write, "mask": self._mask}
         own: dict[str, dict[str, Array]] = {"dit_in": {}, "dit_out": {}}
-        for index, (k, v) in enumerate(_prompt(units, embeddings)):
-            ring = (rows, a.heads, tokens, a.head_dim)
-            keys, values = zeros(ring, np.float32), zeros(ring, np.float32)
-            own[f"block_{index}"] = {
+        ring = (rows, a.heads, tokens, a.head_dim)
+        for unit, prompt in zip(_blocks(m), _prompt(units, embeddings, rows), strict=True):
+            keys, values = (zeros(ring, s.dtype) for s in unit.plans["step"].state)
+            own[unit.name] = {
                 "k_ring": keys, "k_ring_next": keys, "v_ring": values, "v_ring_next": values,
-                "prompt_k": np.repeat(k, rows, 0), "prompt_v": np.repeat(v, rows, 0), **shared,
+                **prompt, **shared,
             }  # fmt: skip
         given = {"noisy": self._noisy, "timestep": self._timestep, "rope_time": self._rope}
         self._lane = units.lane(DIT_KINDS, "step", given, own, rows)
         self._busy = np.zeros(len(self._lane.launches), np.int64)
-        self._device = units.device
         self._held = np.full(w.frames, -1, np.int64)
 
     def __call__(self, noisy: Array, timestep: Array, index: int) -> Array:
@@ -75,29 +81,43 @@ class OurDit:
         m, w = self._m, self._m.window
         a, tokens = m.attention, m.geometry.tokens_per_frame
         slot = window.slot(index, w.frames, w.sinks)
-        self._noisy[...], self._timestep[...] = noisy, timestep
-        self._rope[...] = window.rope_time(index, a.rope_time_pairs, a.rope_theta)
-        self._write[...] = slot * tokens
-        self._mask[...] = window.row_mask(self._held, index, w.frames, w.sinks, tokens)
+        copy = self._units.device.copy
+        copy(self._noisy, noisy)
+        copy(self._timestep, timestep)
+        copy(self._rope, window.rope_time(index, a.rope_time_pairs, a.rope_theta))
+        copy(self._write, slot * tokens)
+        copy(self._mask, window.row_mask(self._held, index, w.frames, w.sinks, tokens))
         self._held[slot] = index
-        self._lane.run(self._device, self._busy)
-        return self._lane.values["velocity"]
+        self._lane.run(self._units.device, self._busy)
+        return self._units.fetched(self._lane.values["velocity"])
 
 
-def _prompt(units: Units, embeddings: Array) -> list[tuple[Array, Array]]:
-    """Cross-attention keys and values of every block."""
-    by_kind = {unit.kind: unit for unit in units.manifest.prompt if unit.kind != "prompt_kv"}
-    enter = by_kind["prompt_in"]
+def _blocks(manifest: Manifest) -> list[Unit]:
+    return [unit for unit in manifest.chain if unit.kind == "block"]
 
-    def run(unit: Unit, given: Array) -> list[Array]:
+
+def _prompt(units: Units, embeddings: Array, rows: int) -> list[dict[str, Array]]:
+    """Cross-attention keys and values of every block, the same for each row, by binding."""
+    device, by_kind = units.device, {unit.kind: unit for unit in units.manifest.prompt}
+
+    def run(unit: Unit, given: Array) -> dict[str, Array]:
         plan = unit.plans["step"]
-        out = {b.name: np.zeros([int(d) for d in b.shape], np.float32) for b in plan.outputs}
-        units.engine(unit, "step").bind({plan.inputs[0].name: given, **out})()
-        return list(out.values())
+        out = {b.name: device.zeros([int(d) for d in b.shape], b.dtype) for b in plan.outputs}
+        device.do(units.engine(unit, "step").bind({plan.inputs[0].name: given, **out}))
+        return out
 
-    context = run(enter, embeddings)[0]
-    blocks = [unit for unit in units.manifest.prompt if unit.kind == "prompt_kv"]
-    return [(k, v) for k, v in (run(unit, context) for unit in blocks)]
+    entering = device.zeros(embeddings.shape, np.float32)
+    device.copy(entering, embeddings)
+    (context,) = run(by_kind["prompt_in"], entering).values()
+    found = []
+    for unit in (unit for unit in units.manifest.prompt if unit.kind == "prompt_kv"):
+        repeated = {}
+        for name, array in run(unit, context).items():
+            repeated[name] = device.zeros((rows, *array.shape[1:]), array.dtype)
+            for row in range(rows):
+                device.copy(repeated[name][row : row + 1], array)
+        found.append(repeated)
+    return found
 
 
 class OurVae:
@@ -131,12 +151,12 @@ class OurVae:
                 self._lanes[phase, turn] = units.lane((kind,), phase, given, own, 1)
         self._turn = 0
         self._busy = np.zeros(len(chain), np.int64)
-        self._device = units.device
+        self._units = units
 
     def __call__(self, value: Array, phase: Phase = "step") -> Array:
         """One chunk: pixels [1, 3, 1 | 4, H, W] -> latent [1, C, 1, h, w], or the other way."""
-        self._given[phase][...] = value
+        self._units.device.copy(self._given[phase], value)
         lane = self._lanes[phase, self._turn]
-        lane.run(self._device, self._busy)
+        lane.run(self._units.device, self._busy)
         self._turn = 1 - self._turn
-        return lane.values[self._result]
+        return self._units.fetched(lane.values[self._result])

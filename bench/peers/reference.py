@@ -16,6 +16,7 @@ from unittest.mock import MagicMock, patch
 import torch
 from torch import Tensor
 
+from bench.peers.model import Setting
 from export.formats import State
 from export.models.presets import WAN_LATENTS, DitConfig, Sampling, VaeConfig
 
@@ -65,7 +66,7 @@ class ReferenceDit:
 
     def __init__(
         self, config: DitConfig, weights: State, embeddings: Tensor, rows: int, window: int,
-        sinks: int, tokens: int,
+        sinks: int, tokens: int, setting: Setting,
     ) -> None:  # fmt: skip
         from models.wan.causal_model import CausalWanModel
 
@@ -79,20 +80,22 @@ class ReferenceDit:
                 text_dim=config.text_width,
                 freq_dim=config.frequency_width,
             )
-        model.load_state_dict(weights, strict=True, assign=True)
+        model.load_state_dict(setting.state(weights), strict=True, assign=True)
         model.freqs = _rotations(config.head_dim)
         for block in model.blocks:
             block.self_attn.sink_size, block.self_attn.adapt_sink_thr = sinks, -1
         self._model: Any = model.eval().requires_grad_(False)
-        self._embeddings = embeddings.expand(rows, -1, -1)
+        self._setting = setting
+        self._embeddings = setting.tensor(embeddings).expand(rows, -1, -1)
         self._tokens = tokens
-        ring = (rows, window * tokens, config.heads, config.head_dim)
+        ring = torch.zeros(rows, window * tokens, config.heads, config.head_dim)
+        ends = torch.zeros(rows, dtype=torch.long, device=setting.device)
         self._rings = [
             {
-                "k": torch.zeros(ring),
-                "v": torch.zeros(ring),
-                "global_end_index": torch.zeros(rows, dtype=torch.long),
-                "local_end_index": torch.zeros(rows, dtype=torch.long),
+                "k": setting.tensor(ring).clone(),
+                "v": setting.tensor(ring).clone(),
+                "global_end_index": ends.clone(),
+                "local_end_index": ends.clone(),
                 "total_steps": 1,
                 "current_step": 1,
             }
@@ -102,12 +105,13 @@ class ReferenceDit:
 
     def __call__(self, noisy: Tensor, timestep: Tensor, index: int) -> Tensor:
         """Velocity of latent frame `index`: noisy [rows, C, h, w], timestep [rows] -> the same."""
-        starts = torch.full((len(noisy),), index * self._tokens)
+        device = self._setting.device
+        starts = torch.full((len(noisy),), index * self._tokens, device=device)
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.filterwarnings("ignore", message="flash_attn is not installed")
             velocity = self._model(
-                noisy.unsqueeze(2),
-                t=timestep.unsqueeze(1),
+                self._setting.tensor(noisy).unsqueeze(2),
+                t=timestep.to(device).unsqueeze(1),
                 context=self._embeddings,
                 seq_len=LONGEST,
                 kv_cache=self._rings,
@@ -132,7 +136,7 @@ class ReferenceVae:
     """Its streaming VAE. The first call takes five frames or two latents; later ones four and
     one."""
 
-    def __init__(self, config: VaeConfig, weights: State) -> None:
+    def __init__(self, config: VaeConfig, weights: State, setting: Setting) -> None:
         from models.wan.wan_base.modules.vae import WanVAE_
 
         with torch.device("meta"):
@@ -143,20 +147,22 @@ class ReferenceVae:
                 num_res_blocks=config.residual_blocks,
                 temperal_downsample=list(config.time_halved),
             )
-        model.load_state_dict(weights, strict=True, assign=True)
+        model.load_state_dict(setting.state(weights), strict=True, assign=True)
         self._model: Any = model.eval().requires_grad_(False)
-        self._scale = [torch.tensor(WAN_LATENTS.mean), 1 / torch.tensor(WAN_LATENTS.std)]
+        self._setting = setting
+        scale = torch.tensor(WAN_LATENTS.mean), 1 / torch.tensor(WAN_LATENTS.std)
+        self._scale = [setting.tensor(part) for part in scale]
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[1, 3, T, H, W] in [-1, 1] -> normalised latents [1, C, t, h, w]."""
         with torch.inference_mode():
-            latents: Tensor = self._model.stream_encode(pixels, self._scale)
+            latents: Tensor = self._model.stream_encode(self._setting.tensor(pixels), self._scale)
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [1, C, t, h, w] -> pixels [1, 3, T, H, W], not clamped."""
         with torch.inference_mode():
-            pixels: Tensor = self._model.stream_decode(latents, self._scale)
+            pixels: Tensor = self._model.stream_decode(self._setting.tensor(latents), self._scale)
         return pixels
 
 
@@ -173,10 +179,10 @@ class ReferenceSchedule:
 
     def clean(self, noisy: Tensor, velocity: Tensor, timestep: Tensor) -> Tensor:
         """Predicted clean latents of noisy ones: all [rows, C, h, w], timestep [rows]."""
-        levels = self._flow.timesteps.double()
+        levels = self._flow.timesteps.to(timestep.device).double()
         nearest = (levels[None] - timestep[:, None].double()).abs().argmin(dim=1)
-        sigma = self._flow.sigmas.double()[nearest].view(-1, 1, 1, 1)
-        return (noisy.double() - sigma * velocity.double()).float()
+        sigma = self._flow.sigmas.to(timestep.device).double()[nearest].view(-1, 1, 1, 1)
+        return (noisy.double() - sigma * velocity.double()).to(noisy.dtype)
 
     def noised(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         """Clean latents at the noise level of `timestep`."""

@@ -29,7 +29,7 @@ def reference_dit(subject: Subject, rows: int) -> ReferenceDit:
     m = subject.manifest
     return ReferenceDit(
         subject.config.dit, subject.dit, subject.embeddings, rows,
-        m.window.frames, m.window.sinks, m.geometry.tokens_per_frame,
+        m.window.frames, m.window.sinks, m.geometry.tokens_per_frame, subject.setting,
     )  # fmt: skip
 
 
@@ -40,17 +40,20 @@ class ReferenceStream:
     """
 
     def __init__(self, subject: Subject, steps: int, batched: bool) -> None:
-        self._vae = ReferenceVae(model.wan_vae(subject.config), subject.vae)
+        self._vae = ReferenceVae(model.wan_vae(subject.config), subject.vae, subject.setting)
         sampling = subject.config.sampling
         self._schedule = ReferenceSchedule(sampling)
         self._scale = sampling.s_max
         first = 1000 * sampling.s_max + sampling.timestep_offset
-        self._timesteps = torch.tensor([first, *sampling.timesteps[1:steps]])
+        self._setting = subject.setting
+        timesteps = torch.tensor([first, *sampling.timesteps[1:steps]])
+        self._timesteps = timesteps.to(subject.setting.device)
         self._steps, self._batched = steps, batched
         rows = [steps] if batched else [1] * steps
         self._dits = [reference_dit(subject, count) for count in rows]
         g = subject.manifest.geometry
-        self._rows = torch.zeros(steps, g.latent_channels, g.latent_height, g.latent_width)
+        empty = torch.zeros(steps, g.latent_channels, g.latent_height, g.latent_width)
+        self._rows = subject.setting.tensor(empty)
         self._index = 0
 
     def __call__(self, pictures: Pictures) -> Pictures:
@@ -59,13 +62,13 @@ class ReferenceStream:
         latents = self._vae.encode(pixels)[0].transpose(0, 1)  # [t, C, h, w]
         made = [self._denoise(latent[None]) for latent in latents]
         restyled = self._vae.decode(torch.cat(made).transpose(0, 1)[None])
-        levels = (restyled[0].clamp(-1, 1) + 1) * 127.5
-        return levels.round().to(torch.uint8).permute(1, 2, 3, 0).numpy()
+        levels = (restyled[0].float().clamp(-1, 1) + 1) * 127.5
+        return levels.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
     def _denoise(self, latent: Tensor) -> Tensor:
         """[1, C, h, w] -> the same."""
         shape, index = tuple(latent.shape[1:]), self._index
-        noisy = self._scale * noise(shape, index, 0) + (1 - self._scale) * latent
+        noisy = self._scale * self._noise(shape, index, 0) + (1 - self._scale) * latent
         self._index += 1
         if self._batched:
             return self._pass(noisy, index)
@@ -73,9 +76,14 @@ class ReferenceStream:
             velocity = dit(noisy, timestep[None], index)
             clean = self._schedule.clean(noisy, velocity, timestep[None])
             if step + 1 < self._steps:
-                drawn = noise(shape, index, step + 1)
+                drawn = self._noise(shape, index, step + 1)
                 noisy = self._schedule.noised(clean, drawn, self._timesteps[step + 1][None])
         return clean
+
+    def _noise(self, shape: tuple[int, ...], chunk: int, step: int) -> Tensor:
+        """What ours draws, [1, C, h, w]."""
+        drawn: Array = ops.philox_normal(shape, seed=0, session=0, chunk=chunk, step=step)
+        return self._setting.tensor(np.asarray(drawn))[None]
 
     def _pass(self, noisy: Tensor, index: int) -> Tensor:
         """One pass of the stream batch; what comes out entered `steps - 1` passes ago."""
@@ -87,12 +95,6 @@ class ReferenceStream:
             onward = self._schedule.noised(clean[:-1], drawn, self._timesteps[1:])
             self._rows = torch.cat([onward, clean[-1:]])
         return clean[-1:]
-
-
-def noise(shape: tuple[int, ...], chunk: int, step: int) -> Tensor:
-    """What ours draws, [1, C, h, w]."""
-    drawn: Array = ops.philox_normal(shape, seed=0, session=0, chunk=chunk, step=step)
-    return torch.from_numpy(np.asarray(drawn))[None]
 
 
 def through_reference(stream: ReferenceStream, pictures: Pictures) -> Pictures:
