@@ -121,5 +121,17 @@ def engine(manifest: Manifest, directory: Path) -> Iterator[str]:
                 yield f"    state {_shapes([(state.input, state.shape)])} {state.mode}"
 
 
+def engine_weights(manifest: Manifest, path: Path) -> Iterator[str]:
+    """Lines about a file of weights of an engine: all of it, and what each unit has there. What
+    several units share is with the first of them.
+    """
+    state = formats.tensors_of(path)
+    yield f"{path}: weights of {manifest.model} for {manifest.backend}, {_size(state)}"
+    for unit in (*manifest.prompt, *manifest.chain):
+        own = {name: t for name, t in state.items() if name.startswith(f"{unit.name}.")}
+        if own:
+            yield f"  {unit.name:<12} {_size(own)}"
+
+
 def _shapes(values: Iterable[tuple[str, tuple[records.Dimension, ...]]]) -> str:
     return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in values)

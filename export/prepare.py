@@ -51,10 +51,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
     path: Path = arguments.path
     if not path.exists():
         raise ConfigError(f"PATH: got {path}, expected an engine folder or a weights file")
-    if (path / records.FILE_NAME).is_file():
-        manifest = records.read(path)
-        records.check_files(manifest, path)
-        lines = inspect.engine(manifest, path)
+    folder = path if path.is_dir() else path.parent
+    manifest = records.read(folder) if (folder / records.FILE_NAME).is_file() else None
+    if manifest is not None and path == folder:
+        records.check_files(manifest, folder)
+        lines = inspect.engine(manifest, folder)
+    elif manifest is not None and path.name in {file.file for file in manifest.weights}:
+        records.check_files(manifest, folder)
+        lines = inspect.engine_weights(manifest, path)
     else:
         lines = inspect.weights(path)
     for line in lines:

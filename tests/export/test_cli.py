@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,20 @@ def test_build_list_inspect_verify(capsys: pytest.CaptureFixture[str], tmp_path:
     assert code == 1
     assert "its weights cannot be kept; expected it whole" in err
     assert "mend it with" not in err
+
+
+def test_inspect_takes_the_weights_of_an_engine(
+    capsys: pytest.CaptureFixture[str], tiny_engine: Path
+) -> None:
+    path = tiny_engine / "weights.safetensors"
+    code, out, err = run(capsys, "inspect", path)
+    assert (code, err) == (0, "")
+    whole, *units = out.splitlines()
+    assert whole.startswith(f"{path}: weights of micro for onnxruntime, ")
+    assert {"text", "dit_in", "block_0", "block_1"} <= {line.split()[0] for line in units}
+    counts = [re.findall(r"(\d+) tensors, ([\d,]+) parameters", line) for line in (whole, *units)]
+    numbers = [[int(n.replace(",", "")) for n in found] for ((*found,),) in counts]
+    assert numbers[0] == [sum(column) for column in zip(*numbers[1:], strict=True)]
 
 
 @pytest.mark.parametrize(
