@@ -287,6 +287,8 @@ def test_a_reader_of_the_table_may_leave(tiny_engine: Path, clip: Path, out: Pat
         (["--report", "."], 2, ["report", "directory"]),
         (["--report", "o.mp4"], 2, ["report", "o.mp4"]),
         (["--engines", "nowhere"], 1, ["nowhere", "build-engines"]),
+        (["--input", ""], 2, ["input", "an empty text", "expected a file"]),
+        (["--output", ""], 2, ["output", "an empty text", "expected a file"]),
         (["--input", "missing.mp4"], 1, ["missing.mp4", "no such file"]),
         (["--input", "."], 1, ["directory"]),
         (["--input", "x" * 300], 1, ["x" * 300, "too long"]),

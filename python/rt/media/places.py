@@ -68,7 +68,11 @@ def shown(url: str) -> str:
 
 
 def inlet(given: str | Path) -> Place:
-    """Where frames come from. Raises `SourceError` for a protocol that is not read here."""
+    """Where frames come from. Raises `SourceError` for a protocol that is not read here, and
+    `ConfigError` for no text at all.
+    """
+    if given == "":
+        raise ConfigError(f"input: got an empty text, expected {INPUTS}")
     if isinstance(given, Path):
         return _on_disk(str(given))
     if given in ("-", "raw:"):
@@ -77,7 +81,11 @@ def inlet(given: str | Path) -> Place:
 
 
 def outlet(given: str | Path) -> Place:
-    """Where frames go. Raises `SinkError` for a protocol that is not written here."""
+    """Where frames go. Raises `SinkError` for a protocol that is not written here, and
+    `ConfigError` for no text at all.
+    """
+    if given == "":
+        raise ConfigError(f"output: got an empty text, expected {OUTPUTS}")
     if isinstance(given, Path):
         return _on_disk(str(given), hls=True)
     if given in ("-", "raw:"):

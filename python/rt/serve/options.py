@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..command import command
+from ..config import check_int
 from ..errors import ConfigError
 from .guard import Access, hosts_of, is_loopback
 from .hub import Plan
@@ -62,13 +63,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(options: argparse.Namespace) -> Plan:
-    """What to load. Raises ConfigError for a limit that leaves nothing."""
+    """What to load. Raises ConfigError for a limit that leaves nothing, and for no port."""
     names = ("sessions", "frame_bytes", "frame_pixels", "messages_per_s", "idle_s", "life_s")
     for name in names:
         if getattr(options, name) <= 0:
             raise ConfigError(f"{name}: got {getattr(options, name)}, expected above 0")
-    if options.drain_s < 0 or not 0 <= options.port < 1 << 16:
-        raise ConfigError("drain_s, port: expected 0 or more, and a port below 65536")
+    if options.drain_s < 0:
+        raise ConfigError(f"drain_s: got {options.drain_s}, expected 0 or more")
+    check_int("port", options.port, 0, (1 << 16) - 1)
     chosen = {name: getattr(options, name) for name in (*names, "drain_s")}
     return Plan(options.engines, options.devices, options.steps, Limits(**chosen))
 

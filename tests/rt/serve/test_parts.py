@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 
 from rt.errors import SourceError
 from rt.serve import pace, wire
-from rt.serve.__main__ import listen
+from rt.serve.__main__ import listen, main
 from rt.serve.guard import Access, hosts_of
 from rt.serve.limits import Limits, MessageRate
 from rt.serve.pictures import decode_jpeg, encode_jpeg
@@ -126,6 +126,24 @@ def test_a_token_guards_everything_but_the_page_and_health() -> None:
     assert _refusal(access, "/", host="a.example") is None
     query = "token=open%20sesame"
     assert access.refusal("/api/x", Headers({"host": "a"}), query) is None
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        (("--port", "-1"), "port: got -1, expected a whole number from 0 to 65535"),
+        (("--port", "65536"), "port: got 65536, expected a whole number from 0 to 65535"),
+        (("--drain-s", "-1"), "drain_s: got -1.0, expected 0 or more"),
+        (("--sessions", "0"), "sessions: got 0, expected above 0"),
+        (("--token", "short"), "token: got 5 characters, expected at least 8"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    given: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(given) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"error: {told}\n")
 
 
 def test_what_is_sent_leaves_at_once() -> None:
