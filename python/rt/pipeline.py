@@ -161,6 +161,7 @@ class Pipeline:
                 f"steps: got {steps}, but the pipeline was loaded for {self._rows_per_seat}; "
                 f"load it with steps={steps}"
             )
+        check_int("min_steps", config.min_steps, 1, steps)
         with self.changed:
             number, seat = self._admit(_terms(config, steps))
         try:
@@ -282,8 +283,7 @@ def _terms(config: SessionConfig, steps: int) -> Terms:
     if config.slo is None:
         return Terms(steps, steps, config.priority)
     latency_ns = round(config.slo.latency_ms * 1e6)
-    least = min(config.min_steps, steps)
-    return Terms(steps, least, config.priority, config.slo.fps, latency_ns)
+    return Terms(steps, config.min_steps, config.priority, config.slo.fps, latency_ns)
 
 
 def _check_load(engines: Any, seats: Any, max_batch: Any, hang_s: Any) -> None:

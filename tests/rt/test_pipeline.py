@@ -488,6 +488,20 @@ def test_wrong_options_are_refused(pipeline: rt.Pipeline, options: dict[str, Any
         pipeline.session(**({"prompt": PROMPT} | options))
 
 
+@pytest.mark.parametrize("slo", [None, rt.SLO(fps=1, latency_ms=60_000)])
+@pytest.mark.parametrize("steps", [None, 1])
+def test_no_more_steps_are_kept_than_there_are(
+    pipeline: rt.Pipeline, steps: int | None, slo: rt.SLO | None
+) -> None:
+    most = steps or pipeline.manifest.noise.default_steps
+    assert most < 4, "the pipeline has room for more"
+    told = f"^min_steps: got {most + 1}, expected a whole number from 1 to {most}$"
+    with pytest.raises(rt.ConfigError, match=told):
+        pipeline.session(prompt=PROMPT, slo=slo, steps=steps, min_steps=most + 1)
+    with pipeline.session(prompt=PROMPT, slo=slo, steps=steps, min_steps=most) as session:
+        assert session.steps == most
+
+
 # Faults
 
 
