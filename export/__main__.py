@@ -5,7 +5,6 @@ train-tiny.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Column, Table
 from export import prepare
 from export.gpu_commands import calibrate, calibration_of, dry_run, progress_bar, trial
 from rt import manifest as records
-from rt.command import Parser, command
+from rt.command import Parser, command, ended
 from rt.errors import ConfigError, EngineMissing, Error
 from rt.manifest import Manifest, Unit
 
@@ -27,22 +26,16 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        options = _parser().parse_args(arguments)
-        code: int = options.run(options)
-    except Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        print(f"error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
-    return code
+    return ended(lambda: _run(arguments), NOTHING)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
+    return ended(lambda: int(options.run(options)), options.interrupted)
+
+
+NOTHING = "nothing was written"
+"""What is true after Ctrl-C of a command that does not say otherwise."""
 
 
 def _parser() -> Parser:
@@ -54,6 +47,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     build = _command(commands, "build-engines", _build, "checkpoint -> engines/<name>/")
+    build.set_defaults(interrupted="what is finished is kept; the same command goes on")
     build.add_argument("--model", choices=sorted(PRESETS), default="tiny", help="dimensions")
     build.add_argument("--checkpoint", type=Path, help="folder of weights, or an engine")
     build.add_argument("--base", type=Path, help="folder of what is not beside the checkpoint")
@@ -110,6 +104,7 @@ def _parser() -> Parser:
     calibrated.add_argument("--out", type=Path, help="file (default: fp8.json in the checkpoint)")
 
     check = _command(commands, "verify", _verify, "plans against their PyTorch units")
+    check.set_defaults(interrupted="no verdict; the same command begins again")
     check.add_argument("--engines", type=Path, default=Path("engines/tiny"), help="one engine")
     check.add_argument("--chunks", type=int, default=8, help="of the stream it is compared along")
     check.add_argument(
@@ -128,6 +123,7 @@ def _parser() -> Parser:
     prepare.add_to(commands, _command)
 
     train = _command(commands, "train-tiny", _train, "the demonstration model, from nothing")
+    train.set_defaults(interrupted="the same command goes on from the last state that was kept")
     train.add_argument("--minutes", type=float, default=120, help="then stop; a later call goes on")
     train.add_argument(
         "--stage", choices=("vae", "decoder", "dit", "all"), default="all", help="part"
@@ -162,7 +158,7 @@ def _command(
     made = commands.add_parser(
         name, help=text, description=text, formatter_class=_Defaults, allow_abbrev=False
     )
-    made.set_defaults(run=run)
+    made.set_defaults(run=run, interrupted=NOTHING)
     return made
 
 

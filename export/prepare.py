@@ -23,6 +23,7 @@ def add_to(commands: Any, command: Command) -> None:
     inspect.add_argument("path", type=Path, metavar="PATH", help="folder or file")
 
     fetch = command(commands, "fetch", _fetch, "download a release of weights, every byte checked")
+    fetch.set_defaults(interrupted="the same command goes on at the last byte")
     fetch.add_argument("name", choices=sorted(RELEASES), metavar="NAME", help=", ".join(RELEASES))
     fetch.add_argument("--out", type=Path, help="folder (default: checkpoints/NAME)")
     fetch.add_argument(
@@ -31,6 +32,7 @@ def add_to(commands: Any, command: Command) -> None:
     fetch.add_argument("--endpoint", metavar="URL", help="of another hub")
 
     encode = command(commands, "encode-prompt", _encode, "prompts -> files of embeddings")
+    encode.set_defaults(interrupted="no file was written but those named")
     encode.add_argument("prompts", nargs="+", metavar="TEXT", help="what videos should look like")
     source = encode.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", type=Path, help="folder with a text encoder")

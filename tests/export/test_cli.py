@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from micro_engine import MICRO, remembered_exports
 
 from export import __main__ as cli
+from export import prepare
 from export.models.presets import PRESETS
 
 
@@ -130,15 +132,28 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: tuple[str, .
     assert err.count("\n") == 1
 
 
-def test_interruption_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("module", "function", "arguments", "said"),
+    [
+        (cli, "_build", ("build-engines",), "what is finished is kept; the same command goes on"),
+        (cli, "_verify", ("verify",), "no verdict; the same command begins again"),
+        (cli, "_list", ("list",), "nothing was written"),
+        (prepare, "_fetch", ("fetch", "wan-1.3b"), "the same command goes on at the last byte"),
+    ],
+)
+def test_interruption_says_what_is_left(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    function: str,
+    arguments: tuple[str, ...],
+    said: str,
 ) -> None:
     def interrupted(_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_list", interrupted)
-    code, _, err = run(capsys, "list")
-    assert (code, "again" in err) == (130, True)
+    monkeypatch.setattr(module, function, interrupted)
+    assert run(capsys, *arguments) == (130, "", f"interrupted: {said}\n")
 
 
 @pytest.mark.usefixtures("_micro_is_a_preset")
