@@ -173,8 +173,8 @@ def check(options: Options) -> None:
 
 
 NO_PLAN = frozenset({
-    "__init__", "__main__", "calibration", "fetch", "gpu_commands", "inspect", "options", "prepare",
-    "prompts", "random_weights", "replay", "trial", "twins", "verify",
+    "__init__", "__main__", "calibration", "commands", "fetch", "gpu_commands", "inspect",
+    "options", "prepare", "prompts", "random_weights", "replay", "trial", "twins", "verify",
 })  # fmt: skip
 """Modules of the exporter that decide nothing about a plan; all others are part of its key."""
 

@@ -43,7 +43,7 @@ LIBRARIES = {
     "rich": {"stream.py", "calibrate.py", "plan.py"},
     "matplotlib": {"plot.py"},
     "fastapi": {"serve/app.py"},
-    "uvicorn": {"serve/__main__.py"},
+    "uvicorn": {"serve/server.py"},
     "prometheus_client": {"serve/app.py", "serve/gauges.py"},
     "PIL": {"serve/pictures.py"},
     "msgpack": {"serve/wire.py"},

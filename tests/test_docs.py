@@ -15,7 +15,7 @@ from typing import get_args
 import pytest
 
 import rt
-from export.__main__ import _parser as export_parser
+from export.commands import _parser as export_parser
 from rt import calibrate, media, options, plan
 from rt.media.places import Kind
 from rt.serve import options as serve_options

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from micro_engine import MICRO, remembered_exports
 
-from export import __main__ as cli
+from export import commands as cli
 from export import prepare
 from export.models.presets import PRESETS
 

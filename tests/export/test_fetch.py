@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from huggingface_hub import constants
 
-from export import __main__ as cli
+from export import commands as cli
 from export.fetch import INCOMPLETE, RECORD, RELEASES, Release, fetch
 from rt.errors import ConfigError, SourceError
 

@@ -13,8 +13,8 @@ from micro_engine import MICRO, micro_options, remembered_exports
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export import __main__ as cli
 from export import checkpoints, formats, lora, random_weights, verify
+from export import commands as cli
 from export.build import build_engines
 from export.formats import State
 from export.layout import find

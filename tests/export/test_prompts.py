@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
 import rt
-from export import __main__ as cli
 from export import checkpoints, prompts
+from export import commands as cli
 from export.layout import find
 from rt import manifest as records
 from rt import media

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from micro_engine import MICRO, SIZE, micro_options, remembered_exports
 from test_precision import difference, feeds_of, graph_of, narrowed, run
 
-from export import __main__ as cli
 from export import calibration
+from export import commands as cli
 from export.build import TOLERANCE, build_engines, check, open_chain, weights_digest
 from export.lowering import standard_operators
 from export.models.presets import PRESETS

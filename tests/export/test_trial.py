@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from micro_engine import MICRO, SIZE, micro_options, remembered_exports
 
-from export import __main__ as cli
+from export import commands as cli
 from export.options import Options
 from export.trial import build_and_delete, memory_of
 from rt.errors import ConfigError

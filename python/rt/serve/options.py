@@ -22,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
     p = command(
         "python -m rt.serve",
         "Restyle a camera in the browser: serves a page, REST, WebSocket and metrics.",
-        "Exit code: 0 ended, 1 failed, 2 wrong usage. SIGTERM drains; a second one ends.",
+        "Exit code: 0 ended, 1 failed, 2 wrong usage, 130 interrupted before it listened. SIGTERM "
+        "drains; a second one ends.",
     )
     shown, limits = "(default: %(default)s)", Limits()
     p.add_argument("--engines", type=Path, default=Path("engines/tiny"), metavar="DIR", help=shown)

@@ -17,11 +17,11 @@ from starlette.datastructures import Headers
 
 from rt.errors import SourceError
 from rt.serve import pace, wire
-from rt.serve.__main__ import listen, main
 from rt.serve.guard import Access, hosts_of
 from rt.serve.limits import Limits, MessageRate
 from rt.serve.pictures import decode_jpeg, encode_jpeg
 from rt.serve.schema import SessionOptions
+from rt.serve.server import listen, main
 
 LIMITS = Limits(frame_bytes=100_000, frame_pixels=300 * 300)
 
