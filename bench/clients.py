@@ -117,8 +117,9 @@ def serving(engines: Path, *options: str) -> Iterator[tuple[psutil.Process, str]
     )
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().split()[0].rstrip("/")
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == f"loading {engines}\n"
+        told, _, url = process.stdout.readline().rstrip("/\n").partition(" ")
+        assert told == "ready:"
         yield psutil.Process(process.pid), url
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, "the server did not end well"

@@ -238,8 +238,10 @@ def main() -> None:
     measured: dict[str, list[Row]] = {}
     rtc.settle(Media("127.0.0.1"))  # this side as that side
     try:
-        url = server.stdout.readline().split("/ ")[0].replace("localhost", "127.0.0.1")
-        assert server.stdout.readline() == "ready\n"
+        assert server.stdout.readline() == "loading engines/tiny\n"
+        told, _, url = server.stdout.readline().rstrip("/\n").partition(" ")
+        assert told == "ready:"
+        url = url.replace("localhost", "127.0.0.1")
         for name, way in ways.items():
             asked = {"prompt": "realistic", "steps": 1, "slo_ms": 5000.0, "fps": FPS}
             number = ask(f"{url}/api/sessions", asked)["id"]

@@ -71,8 +71,8 @@ def run(arguments: Sequence[str] | None) -> int:
     def loaded() -> None:
         if hub.failure is not None:
             server.should_exit = True
-        else:
-            print("ready", flush=True)
+        elif hub.state == "ready":
+            print(f"ready: {where}", flush=True)
 
     config = uvicorn.Config(
         build(hub, access, media, loaded),
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str] | None) -> int:
     )
     server = Server(config, hub)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    print(f"{where} (loading {plan.engines})", flush=True)
+    print(f"loading {plan.engines}", flush=True)
     server.run([listening])
     if hub.failure is not None:
         raise hub.failure

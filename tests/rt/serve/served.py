@@ -87,10 +87,12 @@ def wait_until(true: Any, seconds: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(*options: str, ready: bool = True) -> Iterator[Served]:
-    """`python -m rt.serve` with engines/tiny on a free port."""
+def serving(*options: str, port: int = 0) -> Iterator[Served]:
+    """`python -m rt.serve` with engines/tiny: on any free port, once it is ready; on a `port` that
+    is given, while it loads.
+    """
     path = os.pathsep.join([str(ROOT / "python"), str(ROOT)])
-    command = [sys.executable, "-m", "rt.serve", "--port", "0", "--engines", "engines/tiny"]
+    command = [sys.executable, "-m", "rt.serve", "--port", str(port), "--engines", "engines/tiny"]
     process = subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
@@ -102,11 +104,12 @@ def serving(*options: str, ready: bool = True) -> Iterator[Served]:
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert "http" in line, (line, process.stderr.read() if process.stderr else "")
-        port = int(line.rsplit(":", 1)[1].split("/")[0])
+        assert line == "loading engines/tiny\n", process.stderr.read() if process.stderr else ""
+        if not port:
+            line = process.stdout.readline()
+            assert line.startswith("ready: http"), process.stderr.read() if process.stderr else ""
+            port = int(line.rsplit(":", 1)[1].split("/")[0])
         served = Served(process, port)
-        if ready:
-            wait_until(lambda: served.ask("GET", "/readyz").status == 200, 60)
         yield served
     finally:
         process.kill()

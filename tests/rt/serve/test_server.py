@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from socket import SHUT_RDWR
+from socket import SHUT_RDWR, create_server
 from typing import Any
 
 import msgpack
@@ -257,7 +257,9 @@ def test_a_client_that_dies_every_time_disturbs_nobody(free: Served) -> None:
 
 
 def test_loading_draining_and_what_is_logged() -> None:
-    with serving("--log", "json", "--drain-s", "60", ready=False) as served:
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving("--log", "json", "--drain-s", "60", port=port) as served:
         assert served.ask("GET", "/readyz").status == 503
         assert served.ask("GET", "/healthz").status == 200
         assert served.ask("POST", "/api/sessions", {"prompt": "x"}).status == 503
@@ -293,12 +295,26 @@ def test_a_token_is_asked_for_and_an_open_stream_is_told_of_the_end() -> None:
         assert ended(served)[0] == 0
 
 
-def test_a_wrong_engine_ends_the_server_in_one_line(tmp_path: Any) -> None:
-    with serving("--engines", str(tmp_path), ready=False) as served:
-        _, errors = served.process.communicate(timeout=60)
-        assert served.process.returncode == 1
-        assert errors.startswith("error: ")
-        assert len(errors.splitlines()) == 1
+def test_a_server_that_cannot_serve_says_why_and_no_address(tmp_path: Any) -> None:
+    with create_server(("127.0.0.1", 0)) as taken:
+        for given, code in (
+            (("--port", "0", "--engines", str(tmp_path)), 1),
+            (("--port", "0", "--steps", "9"), 2),
+            (("--port", str(taken.getsockname()[1])), 2),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "rt.serve", *given],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == code
+            assert done.stderr.startswith("error: ")
+            assert done.stderr.count("\n") == 1
+            assert "http" not in done.stdout
 
 
 def test_the_example_client_is_served(free: Served) -> None:
