@@ -8,12 +8,14 @@ them. It refuses to judge: a busy machine gives the costs of a busy machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
+import itertools
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,16 +76,48 @@ def run(options: argparse.Namespace) -> int:
     by_key = {costfile.machine_key(d): d for d in devices.resolve(options.devices)}
     if options.output is not None and len(by_key) > 1:
         raise ConfigError("output: got one file for several kinds of devices; leave it out")
+    paths = {key: options.output or place_for(options.engines, manifest.key, key) for key in by_key}
+    for path in paths.values():
+        _check_output(path)
     for key, device in by_key.items():
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-            task = progress.add_task(key, total=options.rounds)
-            advance = functools.partial(progress.advance, task)
+        with _progress(key, options.rounds) as advance:
             costs = measure(manifest, options.engines, device, options.rounds, advance)
-        path = options.output or place_for(options.engines, manifest.key, key)
-        costfile.write(costs, path)
+        costfile.write(costs, paths[key])
         total = sum(u.timings[0].p50_ms for u in costs.units)
-        print(f"{path}: {len(costs.units)} units, {total:.1f} ms for a chunk of one step")
+        print(f"{paths[key]}: {len(costs.units)} units, {total:.1f} ms for a chunk of one step")
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """Raises ConfigError for a file that could not be written when all has been measured."""
+    if path.is_dir():
+        raise ConfigError(f"output: got {path}, a directory; expected a file name")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"output: got {path}, but nothing can be written into {folder}; expected a folder with "
+            "the right to write: name a file in another with --output"
+        )
+
+
+@contextlib.contextmanager
+def _progress(key: str, rounds: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal; elsewhere a line at the beginning and after every tenth."""
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    turns = itertools.count(1)
+    with Progress(console=console, disable=not shown) as progress:
+        task = progress.add_task(key, total=rounds)
+
+        def advance() -> None:
+            progress.advance(task)
+            turn = next(turns)
+            if not shown and 10 * turn // rounds > 10 * (turn - 1) // rounds:
+                print(f"{key}: {turn} of {rounds} rounds", file=sys.stderr)
+
+        if not shown:
+            print(f"{key}: warms up, then {rounds} rounds", file=sys.stderr)
+        yield advance
 
 
 def place_for(directory: Path, engines: str, key: str) -> Path:

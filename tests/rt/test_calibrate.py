@@ -71,8 +71,12 @@ def test_writes_beside_the_manifest_and_is_found_there(
         (engines / file.name).symlink_to(file)
     assert main(["--engines", str(engines), "--rounds", "2"]) == 0
     device, m = resolve("cpu")[0], manifests.read(engines)
-    path = costfile.places(engines, m.key, costfile.machine_key(device))[0]
-    assert str(path) in capsys.readouterr().out
+    key = costfile.machine_key(device)
+    path = costfile.places(engines, m.key, key)[0]
+    said = capsys.readouterr()
+    assert str(path) in said.out
+    lines = ("warms up, then 2 rounds", "1 of 2 rounds", "2 of 2 rounds")
+    assert said.err.splitlines() == [f"{key}: {line}" for line in lines], "off a terminal"
     assert costfile.of(m, engines, device).origin == "measured"
     other = tmp_path / "elsewhere.json"
     assert main(["--engines", str(engines), "--rounds", "2", "--output", str(other)]) == 0
@@ -87,6 +91,41 @@ def test_goes_to_the_cache_where_engines_cannot_be_written(
     path = calibrate.place_for(TINY, "k" * 64, "here")
     assert path.is_relative_to(tmp_path / "cache")
     assert path.name == "here.json"
+
+
+@pytest.mark.parametrize(
+    "place, told",
+    [
+        ("", "a directory"),
+        ("file/costs.json", "nothing can be written into {0}/file;"),
+        ("locked/new/costs.json", "nothing can be written into {0}/locked;"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(
+    place: str,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir()
+    # Root may write anywhere.
+    monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "locked")
+    monkeypatch.setattr(calibrate, "measure", lambda *_: pytest.fail("measured"))
+    assert main(["--engines", str(TINY), "--output", str(tmp_path / place)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: output: got {tmp_path / place}, ")
+    assert told.format(tmp_path) in error
+    assert error.count("\n") == 1
+
+
+def test_a_line_is_told_after_every_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    with calibrate._progress("here", 200) as advance:
+        for _ in range(200):
+            advance()
+    _, *lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"here: {20 * n} of 200 rounds" for n in range(1, 11)]
 
 
 @pytest.mark.parametrize(
