@@ -212,13 +212,7 @@ def parts_again(options: Options, source: Manifest, directory: Path) -> Parts:
         raise ConfigError(
             f"checkpoint: {directory} is {source.model}, expected {options.config.name}"
         )
-    try:
-        records.check_files(source, directory)
-    except EngineMismatch as error:  # Its own advice is the build that fails here.
-        raise CheckpointError(
-            f"{str(error).partition(';')[0]}, so its weights cannot be kept; expected it whole "
-            "(engines/tiny: git checkout engines/tiny), --checkpoint, or --seed for random weights"
-        ) from None
+    records.check_files(source, directory)
     if BACKENDS[source.backend].hollow:
         raise ConfigError(
             f"checkpoint: {directory} is for {source.backend} and holds its weights rounded to "

@@ -22,6 +22,8 @@ from .errors import EngineMismatch, EngineMissing
 SCHEMA = 3
 FILE_NAME = "manifest.json"
 DIGEST_NAME = "manifest.sha256"
+_SOURCES = Path(__file__).resolve().parents[2]
+"""Where these sources lie. A repository of them keeps engines/tiny."""
 
 Dimension = int | Literal["B"]
 UnitKind = Literal[
@@ -243,25 +245,28 @@ def read(directory: Path) -> Manifest:
     """
     path = directory / FILE_NAME
     if not path.is_file():
+        told = (
+            "expected a folder such as engines/tiny of the repository, or one that python -m "
+            "export build-engines made: name it"
+        )
         raise EngineMissing(
-            f"no engine at {directory} (no {FILE_NAME}); expected a folder such as engines/tiny of "
-            "the repository, or one that python -m export build-engines made: name it"
+            f"no engine at {directory} (no {FILE_NAME}); {restoring(directory, told)}"
         )
     try:
         data = json.loads(path.read_text())
         schema = data["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise EngineMismatch(
-            f"{path} is not a manifest ({error}); build the engine again"
+            f"{path} is not a manifest ({error}); {restoring(directory)}"
         ) from None
     if schema != SCHEMA:
         raise EngineMismatch(
-            f"{path} has schema {schema}, this version reads {SCHEMA}; build the engine again"
+            f"{path} has schema {schema}, this version reads {SCHEMA}; {restoring(directory)}"
         )
     try:
         manifest: Manifest = decode(Manifest, data, "manifest")
     except (KeyError, TypeError, ValueError) as error:
-        raise EngineMismatch(f"{path}: {error}; build the engine again") from None
+        raise EngineMismatch(f"{path}: {error}; {restoring(directory)}") from None
     return manifest
 
 
@@ -278,8 +283,20 @@ def sign(directory: Path) -> None:
     (directory / DIGEST_NAME).write_text(f"{digest}  {FILE_NAME}\n")
 
 
+def restoring(directory: Path, otherwise: str = "build the engine again") -> str:
+    """What to do about an engine that is not whole, for the end of a message: the one that the
+    repository keeps is checked out again, for any other do `otherwise`.
+    """
+    if directory.resolve() != _SOURCES / "engines" / "tiny" or not (_SOURCES / ".git").exists():
+        return otherwise
+    place = "" if Path.cwd() == _SOURCES else f" -C {quote(str(_SOURCES))}"
+    return f"mend it with: git{place} checkout engines/tiny"
+
+
 def mending(directory: Path, compute_capability: str = "") -> str:
-    """What to do about an engine that does not fit, for the end of a message."""
+    """What to do about an engine that is whole but does not fit, for the end of a message: it is
+    built again from its own weights.
+    """
     if not (directory / FILE_NAME).is_file():
         return "build the engine again"
     return f"mend it with: {read(directory).rebuild_command(directory, compute_capability)}"
@@ -289,7 +306,9 @@ def check_files(manifest: Manifest, directory: Path) -> None:
     """Compare every file with its recorded sha256, the manifest itself included. Raises
     EngineMismatch naming the first that differs.
     """
-    mend = f"mend it with: {manifest.rebuild_command(directory)}"
+    # What is not whole gives no weights to build it again from.
+    rebuild = f"{manifest.rebuild_command(directory)} --checkpoint FOLDER"
+    mend = restoring(directory, f"mend it with: {rebuild} (of the weights that it was made of)")
     signature = directory / DIGEST_NAME
     signed = signature.read_bytes() if signature.is_file() else b""
     if signed != f"{sha256_of(directory / FILE_NAME)}  {FILE_NAME}\n".encode():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,33 @@ def test_a_missing_file_is_named(engine: Path) -> None:
     (engine / "dit_in.onnx").unlink()
     with pytest.raises(EngineMismatch, match=r"dit_in\.onnx is missing.*build-engines"):
         records.check_files(manifest, engine)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize("here", [True, False], ids=["in the repository", "elsewhere"])
+def test_one_command_mends_the_engine_that_the_repository_keeps(
+    tiny_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    root = tmp_path / "a clone"
+    kept = Path(shutil.copytree(tiny_engine, root / "engines" / "tiny"))
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "x")):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    monkeypatch.setattr(records, "_SOURCES", root)
+    monkeypatch.chdir(root if here else tmp_path)
+    for damage in (
+        lambda: (kept / "block_0.onnx").write_bytes(b"x"),
+        lambda: (kept / records.DIGEST_NAME).unlink(),
+        lambda: (kept / records.FILE_NAME).write_text("{"),
+        lambda: (kept / records.FILE_NAME).unlink(),
+        lambda: shutil.rmtree(kept),
+    ):
+        damage()
+        with pytest.raises((EngineMismatch, EngineMissing)) as caught:
+            records.check_files(records.read(kept), kept)
+        _, _, command = str(caught.value).partition("; mend it with: ")
+        subprocess.run(shlex.split(command), check=True, capture_output=True)
+        records.check_files(records.read(kept), kept)
 
 
 def test_the_rebuild_command_names_all_that_was_chosen(tiny_engine: Path) -> None:
