@@ -1,8 +1,9 @@
-"""What becomes of our operators in a graph for ONNX Runtime, or in one for a reference.
+"""What becomes of our operators in a graph for ONNX Runtime, and of attention where TensorRT has no
+kernel for it.
 
 `lower_for_onnxruntime` gathers what a DiT block does into a few nodes, for the operator that the
-extension registers (csrc/onnxruntime_ops.cpp). `standard_operators` writes all out in operators of
-the standard.
+extension registers (csrc/onnxruntime_ops.cpp). `write_out_attention` takes operators of the
+standard.
 """
 
 from __future__ import annotations
@@ -45,29 +46,10 @@ def lower_for_onnxruntime(graph: Graph, precision: str = "fp32") -> Graph:
     given = [value.name for value in (*model.graph.input, *model.graph.initializer)]
     results = {value.name for value in model.graph.output}
     nodes = gather_rows(fusing.nodes(), given, results, _FACTORS[precision])
-    return _with(model, nodes, graph.weights)
-
-
-def standard_operators(graph: Graph) -> Graph:
-    """Replace our operators by standard ones of opset 24, for ONNX Runtime.
-
-    RingWrite becomes TensorScatter, which copies nothing when its input and output are bound to
-    one buffer. RingAttention becomes MatMul, Add, Softmax, MatMul: on the CPU at least as fast as
-    Attention, which also wants the mask at full size.
-    """
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.domain != DOMAIN:
-            nodes.append(node)
-        elif node.op_type == "RingWrite":
-            nodes.append(_scatter(node))
-        elif node.op_type == "RingAttention":
-            nodes += _attention(node)
-        else:
-            raise Error(f"no lowering for operator {DOMAIN}::{node.op_type}")
-    return _with(model, nodes, graph.weights)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    finish(model, OPSET_ONNXRUNTIME)
+    return Graph(model, graph.weights)
 
 
 def write_out_attention(graph: Graph) -> Graph:
@@ -305,14 +287,6 @@ def _said(node: onnx.NodeProto, attribute: str) -> object:
 
 def _scatter(node: onnx.NodeProto) -> onnx.NodeProto:
     return helper.make_node("TensorScatter", node.input, node.output, axis=2)
-
-
-def _with(model: onnx.ModelProto, nodes: list[onnx.NodeProto], weights: tuple[str, ...]) -> Graph:
-    """`model` with these nodes, checked."""
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    finish(model, OPSET_ONNXRUNTIME)
-    return Graph(model, weights)
 
 
 def _scale(node: onnx.NodeProto) -> float:

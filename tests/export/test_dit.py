@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from standard_operators import standard_operators
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from export.checkpoints import fill_dit
 from export.formats import dit_from_diffusers
-from export.lowering import standard_operators
 from export.models.dit import Dit, join_heads, modulate, rope_axis, rope_frequencies, rotate
 from export.models.presets import DitConfig
 from export.models.ring import ring_attention, ring_write

@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from micro_engine import MICRO, MICRO_WAN, SIZE, remembered_exports
+from standard_operators import standard_operators
 
 from export import onnx as graphs
-from export.lowering import standard_operators, write_out_attention
+from export.lowering import write_out_attention
 from export.onnx import PREFIX, Graph
 from export.plans import may_ignore
 from export.precision import WIDE_VALUES, at_precision, dtype_of, rounded, weight_facts

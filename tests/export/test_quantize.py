@@ -15,12 +15,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from micro_engine import MICRO, SIZE, micro_options, remembered_exports
+from standard_operators import standard_operators
 from test_precision import difference, feeds_of, graph_of, narrowed, run
 
 from export import calibration
 from export import commands as cli
 from export.build import TOLERANCE, build_engines, check, open_chain, weights_digest
-from export.lowering import standard_operators
 from export.models.presets import PRESETS
 from export.precision import at_precision, rounded, weight_facts
 from export.quantize import E4M3, LARGEST, is_scale, layer_of, narrow_weight, quantised, scale_of
