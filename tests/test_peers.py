@@ -177,7 +177,7 @@ def test_outputs_are_near_by_the_largest_difference_or_by_the_norm() -> None:
 
 def compared(what: str, **apart: float) -> list[table.Row]:
     """Rows of contestants whose outputs are so far from the exact ones; 0.4 is the same."""
-    worst = command.Worst(model.Setting("cpu", torch.bfloat16, 0.4))
+    worst = command.Worst(replace(model.GPU, most=0.4))
     for share in (1, 0):
         found = {name: np.float32([1 + far * share]) for name, far in apart.items()}
         worst.see(found, lambda: np.ones(1, np.float32))

@@ -40,8 +40,6 @@ from rt.errors import Error
 from rt.frame import Array
 from rt.media import moving_scene
 
-PRODUCT = 1024
-"""Side of the matrices whose product shows how fast the machine multiplies."""
 WARM = 8
 """Chunks before timing: the window is full."""
 REST_S = 0.02
@@ -62,7 +60,8 @@ def dit_step(subject: model.Subject, ours: Mapping[str, Units], rows: int, runs:
     shape = (rows, g.latent_channels, g.latent_height, g.latent_width)
     timestep = np.float32([700.0, 500.0, 400.0, 200.0][:rows])
     worst, seconds = Worst(setting), Turns()
-    drawn = torch.randn(2, PRODUCT, PRODUCT, generator=torch.Generator().manual_seed(0))
+    side = setting.product
+    drawn = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0))
     factors = setting.tensor(drawn)
     for index in range(WARM + runs):
         noisy = rng.standard_normal(shape).astype(np.float32)
@@ -77,7 +76,7 @@ def dit_step(subject: model.Subject, ours: Mapping[str, Units], rows: int, runs:
         if index + 1 == WARM:
             seconds.forget()
     what = f"DiT step, {rows} row{'s' * (rows > 1)}"
-    rate = 2 * PRODUCT**3 / seconds.take("product")
+    rate = 2 * side**3 / seconds.take("product")
     limit = 1e3 * rows * step_operations(subject) / rate
     note = f"products of a step at {rate / 1e9:.0f} GFLOP/s, a large one's in this run"
     return [
@@ -157,10 +156,10 @@ class Diffusers:
             num_res_blocks=vae.residual_blocks,
             temperal_downsample=list(vae.time_halved),
         )
-        made.load_state_dict(to_diffusers(subject.vae, made), strict=True)
         self._setting = subject.setting
-        moved = made.to(self._setting.device, self._setting.dtype)
-        self._vae: Any = moved.eval().requires_grad_(False)
+        weights = self._setting.state(to_diffusers(subject.vae, made))
+        made.load_state_dict(weights, strict=True, assign=True)
+        self._vae: Any = made.eval().requires_grad_(False)
         self._vae.clear_cache()
         self._kind = kind
         shape = (1, vae.latent_channels, 1, 1, 1)

@@ -30,12 +30,14 @@ SEED = 0
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Where all of them run. The peers' tensors are of `dtype`; outputs that are `apart` from those
-    of float32 by no more than `most`, or than a peer's own, are the same work.
+    of float32 by no more than `most`, or than a peer's own, are the same work. `product` is the side
+    of matrices whose product shows how fast the machine multiplies.
     """
 
     device: str
     dtype: torch.dtype
     most: float
+    product: int
 
     def tensor(self, values: Array | Tensor) -> Tensor:
         """Of the peers' type, where they run."""
@@ -53,8 +55,8 @@ class Setting:
         return float(np.linalg.norm(difference) / np.linalg.norm(np.float32(expected)))
 
 
-CPU = Setting("cpu", torch.float32, 1e-3)
-GPU = Setting("cuda:0", torch.bfloat16, 2e-2)
+CPU = Setting("cpu", torch.float32, 1e-3, 1024)
+GPU = Setting("cuda:0", torch.bfloat16, 2e-2, 8192)
 
 
 def configuration(vae_width: int) -> ModelConfig:
