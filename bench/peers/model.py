@@ -30,7 +30,7 @@ SEED = 0
 @dataclass(frozen=True, slots=True)
 class Setting:
     """Where all of them run. The peers' tensors are of `dtype`; outputs that are `apart` from those
-    of float32 by no more than `most`, or than a peer's own, are the same work. `product` is the side
+    of float32 by no more than `most`, or than a peer's own, are the same work. `product`: the side
     of matrices whose product shows how fast the machine multiplies.
     """
 
