@@ -743,10 +743,51 @@ def test_a_backend_is_probed_as_far_as_it_gets(
 
     monkeypatch.setattr(build, "build_engines", broken(RuntimeError("no kernel")))
     (stopped,) = probe.backend("onnxruntime", tmp_path)
-    assert stopped.reason.endswith("builds, loads, runs: no (RuntimeError: no kernel)")
+    assert stopped.reason.endswith("builds: no (RuntimeError: no kernel)")
     monkeypatch.setattr(build, "build_engines", broken(TypeError("a slip of ours")))
     with pytest.raises(TypeError, match="slip"):
-        probe.backend("onnxruntime", tmp_path)
+        list(probe.backend("onnxruntime", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "capability, asked",
+    [
+        ((8, 9), {"backend tensorrt-rtx": (("8.9",), "SM89", "9.0")}),
+        (
+            (9, 0),
+            {
+                "backend tensorrt-rtx, as CURRENT on 9.0": (("9.0",), "CURRENT", "9.0"),
+                "backend tensorrt-rtx, a plan for 8.9 on 9.0": (("8.9",), "SM89", "8.9"),
+            },
+        ),
+    ],
+)
+def test_tensorrt_for_rtx_is_asked_about_a_gpu_that_it_does_not_list(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: tuple[int, int], asked: Any
+) -> None:
+    """Options that the exporter takes, a build for what the library calls this GPU, and a runtime
+    that does not refuse a plan for another one before the library has seen it.
+    """
+    from bench.gpu import probe
+    from export import build, tensorrt
+    from rt.backends import tensorrt as runtime
+
+    names = list(asked)
+    found: dict[str, Any] = {}
+
+    def built(options: Any) -> Any:
+        build.check(options)
+        (here,) = options.compute_capability
+        enum = tensorrt._capabilities(runtime.library(options.backend))[here]
+        found[names[len(found)]] = options.compute_capability, enum.name, runtime._dotted("90")
+        return SimpleNamespace(directory=tmp_path)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(build, "build_engines", built)
+    monkeypatch.setattr(probe, "_streams", lambda name, *_: Reading(name, 1.0, "of 1"))
+    assert [r.name for r in probe.backend("tensorrt-rtx", tmp_path)] == names
+    assert found == asked
+    assert probe.builds_for("tensorrt-rtx")[1] == (len(names) == 1)
 
 
 def test_probe_and_runtime_import_a_library_by_the_same_name() -> None:
@@ -1174,9 +1215,11 @@ def test_peers_are_measured_where_they_are_installed(
     assert (second.name, second.value, second.unit) == ("peers: " + made["name"], 2.5, "x")
 
 
-@pytest.mark.parametrize("installed", [None, "tensorrt_rtx"])
+@pytest.mark.parametrize(
+    "installed, listed", [(None, True), ("tensorrt_rtx", True), ("tensorrt_rtx", False)]
+)
 def test_absent_tensorrt_is_a_reading(
-    monkeypatch: pytest.MonkeyPatch, installed: str | None
+    monkeypatch: pytest.MonkeyPatch, installed: str | None, listed: bool
 ) -> None:
     ran: dict[str, tuple[str, ...]] = {}
 
@@ -1187,10 +1230,12 @@ def test_absent_tensorrt_is_a_reading(
 
     monkeypatch.setattr(sections, "_run", run)
     monkeypatch.setattr("rt.backends.base.library_name", lambda _: installed)
+    monkeypatch.setattr("bench.gpu.probe.builds_for", lambda _: ("9.0", listed))
     tests, theirs = sections._tests()
     assert tests.value == 1
     assert "test_late_device.py" in ran["tests"]
     assert not any("tensorrt" in name for name in ran["tests"])
-    assert ("tests of TensorRT" in ran) == (installed is not None)
-    assert (theirs.value is None) == (installed is None)
-    assert installed or "nothing was tested" in theirs.reason
+    tested = installed is not None and listed
+    assert ("tests of TensorRT" in ran) == tested
+    assert (theirs.value is None) != tested
+    assert tested or "nothing was tested" in theirs.reason

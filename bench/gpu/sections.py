@@ -274,18 +274,26 @@ def _tests() -> Iterable[Reading]:
     """Only files that need a GPU: others need libraries that such a machine may lack. Those of
     TensorRT are a reading of their own, which says so where none is installed.
     """
+    from bench.gpu.probe import builds_for
     from rt.backends.base import library_name
+    from rt.backends.tensorrt import FLAVOURS
 
     files = gpu_tests()
     words = (sys.executable, "-m", "pytest", "-m", "gpu")
     ours = [str(path) for path in files if "tensorrt" not in path.name]
     theirs = [str(path) for path in files if "tensorrt" in path.name]
     yield _run("tests", *words, *ours, RT_REQUIRE_GPU="1")
-    if library_name("tensorrt") or library_name("tensorrt-rtx"):
-        yield _run("tests of TensorRT", *words, *theirs, RT_REQUIRE_GPU="1")
-    else:
+    installed = [flavour for flavour in FLAVOURS if library_name(flavour)]
+    if not installed:
         absent = "neither TensorRT nor TensorRT for RTX is installed: nothing was tested"
         yield refused("tests of TensorRT", absent)
+        return
+    here, listed = builds_for(installed[0])
+    if listed:
+        yield _run("tests of TensorRT", *words, *theirs, RT_REQUIRE_GPU="1")
+    else:
+        why = f"{installed[0]} does not build for GPUs of {here}: nothing was tested"
+        yield refused("tests of TensorRT", why)
 
 
 def _packages(models: Sequence[Model], stamp: Path) -> Taking:
