@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 
 def calibration_of(arguments: argparse.Namespace) -> Path | None:
-    """The file that is named, or the one in the checkpoint where fp8 is asked for."""
+    """The file that is named, or the one in the checkpoint where a backend wants one for fp8."""
     from export.calibration import FILE_NAME
+    from rt.backends.tensorrt import FLAVOURS
 
     given: Path | None = arguments.calibration
-    if given is None and arguments.precision == "fp8" and arguments.checkpoint is not None:
+    wanted = arguments.backend in FLAVOURS and arguments.precision == "fp8"
+    if given is None and wanted and arguments.checkpoint is not None:
         beside = _folder(arguments.checkpoint) / FILE_NAME
         return beside if beside.is_file() else None
     return given

@@ -227,8 +227,8 @@ class _InPlace(nn.Module):
                 self._held[f"{name.removesuffix('weight')}scale"] = scales
         self._tables = {
             name: tensor.to(self._device)
-            for name, tensor in spec.module.named_buffers()
-            if name not in own
+            for name, tensor in module.named_buffers()
+            if name not in own and name not in self._held
         }
 
     def forward(self, *arguments: Tensor) -> None:

@@ -30,21 +30,24 @@ class NarrowLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    one: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = torch.empty_like(linear.weight, device="meta", dtype=NARROW)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", torch.empty(len(weight), 1, device="meta"))
+        # For a product that wants scales: a constant of a package, so no kernel writes it. Of two
+        # dimensions, because inductor takes one of less for a number, and writes it all the same.
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = narrowed(x.flatten(0, -2))
-        # Scales of rows are put on afterwards, where the bias is added anyway: not every GPU that
-        # multiplies e4m3 has a product that takes them (12.0 has none in torch 2.10).
-        one = torch.ones((), device=x.device)
+        # Scales of rows are put on afterwards, where the bias is added anyway: a product that takes
+        # them is other code on each GPU, one without is the same everywhere.
         product = torch._scaled_mm(
-            rows, self.weight.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+            rows, self.weight.t(), self.one, self.one, out_dtype=torch.bfloat16, use_fast_accum=True
         )
         result = product * scale * self.scale.t() + self.bias
         return torch.unflatten(result.to(torch.bfloat16), 0, x.shape[:-1])

@@ -148,6 +148,36 @@ raise SystemExit(main(["--dry-run", "--results", {str(tmp_path)!r}]))
     assert "[to do] extension" in done.stdout
 
 
+def test_the_measure_of_the_extension_leaves_the_facts_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`import rt` asks for its version, and on a machine with a GPU nobody has installed it. In a
+    folder of its own, by a Python that does not see what is installed here.
+    """
+    asked: list[tuple[str, ...]] = []
+
+    def run(_name: str, *words: str, **_: str) -> Reading:
+        asked.append(words)
+        return failed("extension", "not built in a test")
+
+    monkeypatch.setattr(sections, "_run", run)
+    list(sections._extension(tmp_path / "stamp")())
+    ((_python, _setup, *commands),) = asked
+    assert commands == ["-q", "egg_info", "build_ext", "--inplace"]
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(machine.ROOT / name, tmp_path)
+    for folder in ("python", "export"):
+        (tmp_path / folder).symlink_to(machine.ROOT / folder)
+    words = [sys.executable, "setup.py", "-q", "egg_info"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    ask = "import importlib.metadata as m; print(m.version('streamdiffusion-rt'))"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", ask], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip(), done.stderr
+
+
 def test_what_runs_on_a_gpu_needs_no_library_that_such_a_machine_lacks() -> None:
     then = """
 import bench.gpu.candidates, bench.gpu.operators, bench.gpu.packages, bench.gpu.probe
@@ -864,6 +894,8 @@ def test_a_limit_is_the_work_over_the_peaks() -> None:
 
 
 def test_a_gpu_without_e4m3_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """To units, streams, the ceiling and what is compiled: none is tried again."""
+
     def old(precision: str) -> None:
         if precision == "fp8":
             raise ConfigError("precision: got fp8")
@@ -874,6 +906,17 @@ def test_a_gpu_without_e4m3_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "got fp8" in reading.reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     assert timing._narrow_product().outcome == "refused"
+    monkeypatch.setattr(streams.devices, "resolve", lambda _: ())
+    found = [*streams.readings(Case(*sections.NARROW), 1, tmp_path)]
+    assert [(r.outcome, r.reason) for r in found] == [("refused", reading.reason)] * 2
+    monkeypatch.setattr(packages, "ProcessPoolExecutor", Threads)
+    monkeypatch.setattr(packages, "_checkpoint", lambda *_: 1.0)
+    monkeypatch.setattr(packages, "_compiled", lambda *_: old("fp8"))
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
+    monkeypatch.setattr(sections, "WORK", tmp_path)
+    made = [*sections._packages([("tiny", 64, 64, "own", "fp8")], tmp_path / "stamp")()]
+    assert {r.outcome for r in made} == {"measured", "refused"}
+    assert (tmp_path / "stamp").is_file()
 
 
 @pytest.mark.parametrize(
@@ -969,6 +1012,12 @@ def test_what_two_cases_share_is_compiled_once(
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS", raising=False)
     list(packages.compile_all([wide, low], tmp_path))
     assert len(asked) == len(one) + 1
+    for path in one.values():  # as a round before this one, or one that was stopped, has left it
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    asked.clear()
+    list(packages.compile_all([wide, low], tmp_path))
+    assert asked == [(low.name, "block_0", "step")]
 
 
 # What is compared

@@ -48,7 +48,7 @@ class Packages:
             precision="bf16" if plain else case.precision,
         )
         name = shared.name.replace(" ", "-")
-        return self._folder / f"{name}-{shared.precision}" / f"{unit.graph}.{phase}{suffix}"
+        return self._folder / name / f"{unit.graph}.{phase}{suffix}"
 
     def package(self, unit: UnitSpec, phase: str) -> tuple[Package, PhaseSpec]:
         """What `export.inductor.compile_package` makes of a unit, and the unit as it is typed."""
@@ -85,8 +85,8 @@ def compile_all(cases: Sequence[Case], root: Path) -> Iterator[Reading]:
             if case.vae:
                 jobs[pool.submit(_checkpoint, case, root)] = f"{case.name}: checkpoint written"
             for unit, phase in graphs(case):
-                path = Packages(case, root).path(_unit(case, unit), phase, "")
-                if path in taken:
+                path = Packages(case, root).path(_unit(case, unit), phase, ".pickle")
+                if path in taken or path.is_file():
                     continue
                 taken.add(path)
                 name = f"{case.name}: {unit} {phase} compiled"

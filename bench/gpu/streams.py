@@ -22,6 +22,7 @@ from bench.gpu.cases import Case, checkpoint
 from bench.gpu.packages import Packages
 from bench.gpu.record import Reading, failed, refused
 from export import build as builds
+from export import inductor
 from export.options import Options
 from export.prompts import Encoded, write
 from rt import SLO, AdmissionRefused, Frame, Pipeline, Report, devices
@@ -52,9 +53,12 @@ def _live(case: Case, name: str, steps: int, fps: float) -> str:
 
 
 def readings(case: Case, steps: int, root: Path) -> Iterator[Reading]:
-    """One case at one number of steps; refused as a whole where the runtime takes no GPU."""
+    """One case at one number of steps; refused as a whole where the runtime takes no GPU, or the
+    GPU lacks the precision.
+    """
     try:
         devices.resolve("cuda:0")
+        inductor.check_precision(case.precision)
     except ConfigError as error:
         yield from (refused(name, error) for name in names(case, steps))
         return

@@ -4,6 +4,7 @@ and prompts are of bfloat16.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from torch import nn
 
 from export import inductor, verify
 from export.build import TOLERANCE, check
+from export.gpu_commands import calibration_of
 from export.narrow import NarrowLinear, narrow, narrowed_module
 from rt import Pipeline, backends, manifest
-from rt.backends.inductor import NARROW, InductorBackend, narrowed, read_card
+from rt.backends.inductor import (
+    NARROW,
+    InductorBackend,
+    InductorEngine,
+    narrowed,
+    read_card,
+)
 from rt.errors import ConfigError
 
 PROMPT = (("prompt_in", "step"), ("prompt_kv_0", "step"))
@@ -161,11 +169,12 @@ def test_blocks_hold_their_matrices_in_one_byte(packages: dict[str, Packages]) -
     }  # fmt: skip
     backend = InductorBackend(1)
     (first, second) = (backend.load(made.folder, plan) for _ in range(2))
-    assert isinstance(first, type(second))
-    held = [t for t in first._weights if t.dtype is NARROW]  # type: ignore[attr-defined]
+    assert isinstance(first, InductorEngine)
+    assert isinstance(second, InductorEngine)
+    held = [t for t in first._weights if t.dtype is NARROW]
     d, f = MICRO.dit.width, MICRO.dit.ffn
     assert sum(t.nbytes for t in held) == 6 * d * d + 2 * d * f
-    assert [t.data_ptr() for t in first._weights] == [t.data_ptr() for t in second._weights]  # type: ignore[attr-defined]
+    assert [t.data_ptr() for t in first._weights] == [t.data_ptr() for t in second._weights]
 
 
 def test_only_linear_layers_of_blocks_are_narrow_and_the_module_stays_as_it_was() -> None:
@@ -181,6 +190,19 @@ def test_only_linear_layers_of_blocks_are_narrow_and_the_module_stays_as_it_was(
     assert dict(block.named_modules()) == before
     assert sum(isinstance(m, NarrowLinear) for m in changed.modules()) == 8
     assert changed.get_parameter("self_attn.norm_q.weight") is block.self_attn.norm_q.weight
+
+
+def test_a_calibration_that_lies_beside_the_weights_is_left_there(tmp_path: Path) -> None:
+    (tmp_path / "fp8.json").touch()
+    found = {
+        backend: calibration_of(
+            argparse.Namespace(
+                backend=backend, precision="fp8", checkpoint=tmp_path, calibration=None
+            )
+        )
+        for backend in ("inductor", "tensorrt")
+    }
+    assert found == {"inductor": None, "tensorrt": tmp_path / "fp8.json"}
 
 
 def test_fp8_needs_no_calibration_but_a_gpu_that_has_it(
