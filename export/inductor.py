@@ -31,6 +31,7 @@ from rt.backends.inductor import (
     Card,
     architecture,
     host,
+    laid_out,
     library_version,
     read_card,
     rows_lie_anywhere,
@@ -43,6 +44,10 @@ ROWS = 64
 """Most rows that a batched package takes."""
 _OPTIONS: Mapping[str, object] = {"cpp.dynamic_threads": True}
 """The processor's loops run on as many threads as the runtime says, not as the compiler had."""
+_GPU_OPTIONS: Mapping[str, object] = {"force_pointwise_cat": True}
+"""History and chunk are put together by the kernel that normalises the chunk, in the layout that
+the convolution after it reads.
+"""
 _USER_INPUT = torch.export.graph_signature.InputKind.USER_INPUT
 
 
@@ -85,7 +90,7 @@ def target() -> str:
 
 def check_precision(precision: str) -> None:
     """Raise ConfigError where the GPU that is here has no arithmetic of `precision`. The processor
-    has it of each, if only to be compared with.
+    has it of each, if only to be compared with (of fp8 with torch 2.13; 2.11 does not compile it).
     """
     if precision != "fp8" or not torch.cuda.is_available():
         return
@@ -135,10 +140,11 @@ def compile_package(
     if weights:  # another phase reads them
         unit = _InPlace(spec, tuple(n for n in unit.weights if n not in weights), precision)
         program = unit.export()
+    own = _OPTIONS if gpu_architecture() is None else _GPU_OPTIONS
     with tempfile.TemporaryDirectory() as folder, _quiet(), _linking(Path(folder)):
         path = Path(folder) / "unit.pt2"
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={**_OPTIONS, **(options or {})}
+            program, package_path=str(path), inductor_configs={**own, **(options or {})}
         )
         data = path.read_bytes()
     card = Card(
@@ -221,7 +227,8 @@ class _InPlace(nn.Module):
         self._held: dict[str, Tensor] = {}
         for name in weights:
             kind = NARROW if name in narrowing else torch.float32 if name in wide else self._working
-            self._held[name] = torch.empty_like(own[name], device=self._device, dtype=kind)
+            held = torch.empty_like(own[name], device=self._device, dtype=kind)
+            self._held[name] = laid_out(held)
             if name in narrowing:
                 scales = torch.empty(len(own[name]), 1, device=self._device)
                 self._held[f"{name.removesuffix('weight')}scale"] = scales

@@ -65,9 +65,8 @@ def as_video(x: Tensor) -> Tensor:
 
 
 class RmsNorm(nn.Module):
-    """Channels (dimension 1) divided by their root mean square, in float32, times gamma.
-
-    Their L2 norm is at least 1e-12.
+    """Channels (dimension 1) divided by their root mean square, times gamma, in float32; the result
+    is of the type that comes in. Their L2 norm is at least 1e-12.
     """
 
     def __init__(self, width: int, dimensions: int) -> None:
@@ -76,8 +75,7 @@ class RmsNorm(nn.Module):
         self.root = math.sqrt(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        unit = F.normalize(x.float(), dim=1).to(x.dtype)
-        return unit * (self.gamma * self.root)
+        return (F.normalize(x.float(), dim=1) * (self.gamma * self.root)).to(x.dtype)
 
 
 def kept(source: Signal, frames: int) -> Signal:

@@ -17,11 +17,19 @@ from micro_engine import MICRO
 from mixed_engine import Mixed, Packages, compiled
 
 from export import inductor, verify
+from export.models.vae_layers import RmsNorm
 from export.onnx import Stored
 from export.units import PhaseSpec, parts_of, wan_chain
 from export.verify import run, run_bound, session
 from rt import Pipeline, backends, manifest
-from rt.backends.inductor import CARD, InductorBackend, Recorder, entering, read_card
+from rt.backends.inductor import (
+    CARD,
+    InductorBackend,
+    Recorder,
+    entering,
+    laid_out,
+    read_card,
+)
 from rt.errors import ConfigError, EngineMismatch
 
 COMPILED = (("block_0", "step"), ("decode_1", "first"))
@@ -132,6 +140,28 @@ def test_short_rows_are_compiled_for_any_address() -> None:
     nodes = [n for n in unit.export().graph.nodes if n.op == "placeholder"][: len(unit.bindings)]
     offsets = dict(zip(unit.bindings, (n.meta["val"].storage_offset() for n in nodes), strict=True))
     assert {name for name, offset in offsets.items() if offset} == {"write_index"}
+
+
+def test_weights_of_convolutions_have_their_channels_last_on_a_gpu_alone() -> None:
+    """As the compiler is told, so the runtime gives them; both ask here."""
+    shapes = {4: (8, 4, 3, 3), 5: (8, 4, 3, 3, 3), 2: (8, 4)}
+    there = {n: laid_out(torch.empty(s, device="meta")) for n, s in shapes.items()}
+    assert there[4].is_contiguous(memory_format=torch.channels_last)
+    assert there[5].is_contiguous(memory_format=torch.channels_last_3d)
+    assert there[2].is_contiguous()
+    assert all(laid_out(torch.empty(s)).is_contiguous() for s in shapes.values())
+    (entered,) = entering(torch.ones(8, 4, 3, 3, 3, device="meta"), torch.bfloat16)
+    assert entered.stride() == there[5].stride()
+
+
+def test_what_the_vae_normalises_stays_in_the_type_that_came_in() -> None:
+    """gamma is float32 at every precision: a wider result would be carried to the convolution."""
+    norm = RmsNorm(8, 3)
+    torch.nn.init.normal_(norm.gamma)
+    x = torch.randn(1, 8, 2, 4, 4)
+    exact, low = norm(x), norm(x.bfloat16())
+    assert (exact.dtype, low.dtype) == (torch.float32, torch.bfloat16)
+    assert (low - exact).abs().max() <= 2**-7 * exact.abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -88,9 +88,20 @@ def narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale).to(NARROW), scale
 
 
+def laid_out(weight: Tensor) -> Tensor:
+    """On a GPU weights of convolutions have their channels last: a package is compiled for the
+    layout of its arguments, and gives what enters a convolution the layout of the weight, which
+    is the one that kernels for matrix units want.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    if last is None or weight.device.type == "cpu":
+        return weight
+    return weight.contiguous(memory_format=last)
+
+
 def entering(values: Tensor, kind: Kind) -> tuple[Tensor, ...]:
     """The arguments of a package that a weight of these values becomes."""
-    return narrowed(values) if kind is NARROW else (values.to(kind),)
+    return narrowed(values) if kind is NARROW else (laid_out(values.to(kind)),)
 
 
 def rows_lie_anywhere(shape: Sequence[int | str], kind: Kind) -> bool:
