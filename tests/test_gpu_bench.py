@@ -1243,7 +1243,7 @@ def test_peers_are_measured_where_they_are_installed(
     monkeypatch.setattr(sections, "PEERS", machine.ROOT / "build" / "nowhere")
     (reading,) = sections._peers()
     assert (reading.name, reading.outcome) == ("peers", "refused")
-    assert reading.reason.startswith("build/nowhere not here")
+    assert reading.reason.startswith("models not installed, nor in build/nowhere")
     monkeypatch.setattr(sections, "PEERS", tmp_path)
     (tmp_path / "models").mkdir()
     monkeypatch.setattr(sections, "WORK", tmp_path)
@@ -1251,7 +1251,8 @@ def test_peers_are_measured_where_they_are_installed(
     about = {"runs": 15, "limit": None, "note": "n"}
     made = {"name": "DiT step, 1 row: package / ours", "value": 2.5, "unit": "x", **about}
 
-    def run(name: str, *words: str) -> Reading:
+    def run(name: str, *words: str, **variables: str) -> Reading:
+        assert variables["PYTHONPATH"].endswith(str(tmp_path))
         options = dict(itertools.pairwise(words))
         assert options["--engines"] == str(tmp_path / "engine")
         assert options["-m"] == "bench.peers"

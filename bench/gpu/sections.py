@@ -4,7 +4,6 @@ something runs, and `rt` only then: its extension is built by a measure.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.gpu import machine, targets
@@ -25,7 +25,7 @@ WORK = machine.ROOT / "build" / "gpu"
 """Packages, checkpoints and engines of the measurements; may be deleted."""
 BACKENDS = ("inductor", "tensorrt", "tensorrt-rtx", "onnxruntime")
 PEERS = machine.ROOT / "build" / "peers"
-"""The released package."""
+"""The released package, and beside it what it needs where that is not installed."""
 Model = tuple[str, int, int, str, str]
 WIDE: Model = ("wan-1.3b", 480, 832, "wan", "bf16")
 SQUARE: Model = ("wan-1.3b", 512, 512, "wan", "bf16")
@@ -383,10 +383,11 @@ def _streams(model: Model, steps: int) -> Taking:
 
 def _peers() -> Iterator[Reading]:
     """What `python -m bench.peers` measures, where all that it needs is there."""
-    absent = [name for name in ("diffusers", "av") if importlib.util.find_spec(name) is None]
-    absent += [] if (PEERS / "models").is_dir() else [f"{PEERS.relative_to(machine.ROOT)}"]
+    needed = ("models", "diffusers", "av")
+    absent = [n for n in needed if not (PEERS / n).is_dir() and find_spec(n) is None]
     if absent:
-        yield refused("peers", f"{', '.join(absent)} not here; make peers installs all")
+        folder = PEERS.relative_to(machine.ROOT)
+        yield refused("peers", f"{', '.join(absent)} not installed, nor in {folder} (make peers)")
         return
     from bench.gpu.cases import Case
     from bench.gpu.streams import build
@@ -394,7 +395,9 @@ def _peers() -> Iterator[Reading]:
     engines, rows = build(Case(*WIDE), WORK), WORK / "peers.jsonl"
     rows.unlink(missing_ok=True)
     words = (sys.executable, "-m", "bench.peers", "--device", "cuda:0", "--engines", str(engines))
-    yield _run("peers", *words, "--package", str(PEERS), "--json", str(rows))
+    found = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(PEERS)])
+    words = (*words, "--package", str(PEERS), "--json", str(rows))
+    yield _run("peers", *words, PYTHONPATH=found)
     for line in rows.read_text().splitlines() if rows.is_file() else ():
         row = json.loads(line)
         name = f"peers: {row['name']}"
