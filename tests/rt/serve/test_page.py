@@ -184,6 +184,22 @@ def test_instruments_show_what_the_server_counts(page: Page) -> None:
     assert 0 < out <= taken
 
 
+def test_steps_that_were_taken_away_are_shown(page: Page) -> None:
+    """By the messages of a server that is short of time."""
+    page.evaluate(
+        """() => {
+          const parse = JSON.parse;
+          JSON.parse = (text) => {
+            const message = parse(text);
+            return message?.most_steps === undefined ? message : { ...message, steps: 1 };
+          };
+        }"""
+    )
+    page.select_option("#transport", "socket")
+    begin(page, "scene")
+    wait_until(lambda: page.inner_text("#state").startswith("live, 1 of "))
+
+
 def film(path: Path, rgb: tuple[int, int, int]) -> Path:
     """One second of one colour."""
     with av.open(str(path), "w") as out:

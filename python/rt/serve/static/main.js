@@ -84,7 +84,8 @@ function showStatus(status) {
   $("held").textContent = `${status.fps_held} frames/s`;
   $("counts").textContent = `${status.frames_on_time + status.frames_late} / ${status.frames_in}`;
   $("dropped").textContent = `${status.frames_dropped} / ${status.frames_replaced}`;
-  say("live", `live, ${status.most_steps} ${status.most_steps === 1 ? "step" : "steps"}`);
+  const used = status.chunks && status.steps < status.most_steps ? `${status.steps} of ` : "";
+  say("live", `live, ${used}${status.most_steps} ${status.most_steps === 1 ? "step" : "steps"}`);
   document.body.dataset.ttffMs = String(status.ttff_ms ?? "");
 }
 
