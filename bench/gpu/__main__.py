@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name:<18} {value or '-'}")
     for section in todo:
         left = options.within - (time.monotonic() - began) if options.within else section.limit_s
+        if left < LEAST_S:
+            break
         _run(section, options.results, rows.path, key, facts, min(section.limit_s, left))
     done = Rows(rows.path)
     compare.print_all(done.newest(), Console(width=160))

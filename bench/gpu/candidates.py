@@ -5,7 +5,7 @@ convolutions that do 85 % of Wan's VAE. What a unit should use is decided by the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,13 @@ class Operation:
     narrow: frozenset[str] = frozenset()
 
 
-def operations(device: str = "cuda") -> Iterator[Operation]:
-    """One at a time: each has inputs of its own."""
-    yield attention(*RING, device=device)
-    for layer in LAYERS:
+def operations(kinds: Collection[str], device: str = "cuda") -> Iterator[Operation]:
+    """Of these kinds, one at a time: each has inputs of its own."""
+    if "attention" in kinds:
+        yield attention(*RING, device=device)
+    for layer in LAYERS if "product" in kinds else ():
         yield product(*layer, device=device)
-    for planes in PLANES:
+    for planes in PLANES if "convolution" in kinds else ():
         yield convolution(*planes, device=device)
 
 
@@ -127,11 +128,11 @@ def convolution(channels: int, frames: int, height: int, width: int, *, device: 
     return Operation(f"convolution of {channels} at {height}x{width}", flop, ways)
 
 
-def readings(peaks: Mapping[str, float]) -> Iterator[Reading]:
+def readings(kinds: Collection[str], peaks: Mapping[str, float]) -> Iterator[Reading]:
     """Each way in ms, beside what its work takes at the measured peak; refused where the library
     has no kernel for it.
     """
-    for operation in operations():
+    for operation in operations(kinds):
         for way, run in operation.ways.items():
             name = f"{operation.name}: {way}"
             try:

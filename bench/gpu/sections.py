@@ -76,7 +76,8 @@ def everything(rows: Rows) -> tuple[Section, ...]:
 
     quick = (
         Measure("ceilings", "copy, products, convolution", 25, _ceilings),
-        Measure("extension", "csrc built for this GPU", 70, _extension(built), (), built),
+        Measure("attention", "over the ring, by each kernel", 10, _candidates(rows, "attention")),
+        Measure("extension", "csrc built for this GPU", 60, _extension(built), (), built),
         *(Measure(f"present {b}", f"is {b} installed?", 6, _present(b), ours) for b in BACKENDS),
     )
     checks = (
@@ -91,10 +92,8 @@ def everything(rows: Rows) -> tuple[Section, ...]:
         Measure(f"sanitizer {tool}", "operator tests under it", 200, _check(tool), ours)
         for tool in ("memcheck", "racecheck")
     ]
-    candidates = Measure(
-        "candidates", "attention, products, convolutions in several ways", 60, _candidates(rows),
-        ours,
-    )  # fmt: skip
+    ways = "products and convolutions in several ways"
+    candidates = Measure("candidates", ways, 60, _candidates(rows, "product", "convolution"))
     beside = "the released package and diffusers in the same run"
     peers = Measure("peers", beside, 200, _peers, needs(WIDE, "engines"))
     logical = "stages and sessions on one GPU"
@@ -352,11 +351,11 @@ def _peaks(rows: Rows) -> dict[str, float]:
     return {reading.name: reading.value for reading in found if reading.value is not None}
 
 
-def _candidates(rows: Rows) -> Taking:
+def _candidates(rows: Rows, *kinds: str) -> Taking:
     def take() -> Iterable[Reading]:
         from bench.gpu.candidates import readings
 
-        return readings(_peaks(rows))
+        return readings(kinds, _peaks(rows))
 
     return take
 

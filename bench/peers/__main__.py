@@ -7,7 +7,8 @@ Weights, inputs and threads are equal, and so are the outputs: those of the pack
 what all are compared with. The contestants take turns in one run, from arrays on the host to arrays
 on the host; a ratio above 1 means that ours is faster. On the processor "ours" is an engine of
 precision fp32; of "ours int16" the DiT may round factors to 16 bits, on processors with VNNI. On a
-GPU all are of bfloat16, and ours is an engine for backend inductor.
+GPU all are of bfloat16, and ours is an engine for backend inductor; the package, where flash_attn
+is not installed, attends to the prompt in bfloat16 always, and over a mask that hides nothing.
 """
 
 from __future__ import annotations
