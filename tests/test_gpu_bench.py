@@ -1248,14 +1248,13 @@ def test_peers_are_measured_where_they_are_installed(
     monkeypatch.setattr(sections, "PEERS", tmp_path)
     (tmp_path / "models").mkdir()
     monkeypatch.setattr(sections, "WORK", tmp_path)
-    monkeypatch.setattr(streams, "build", lambda *_: tmp_path / "engine")
     about = {"runs": 15, "limit": None, "note": "n"}
     made = {"name": "DiT step, 1 row: package / ours", "value": 2.5, "unit": "x", **about}
 
     def run(name: str, *words: str, **variables: str) -> Reading:
         assert variables["PYTHONPATH"].endswith(str(tmp_path))
         options = dict(itertools.pairwise(words))
-        assert options["--engines"] == str(tmp_path / "engine")
+        assert options["--device"] == "cuda:0"
         assert options["-m"] == "bench.peers"
         Path(options["--json"]).write_text(json.dumps(made) + "\n")
         return failed(name, "outputs differ")

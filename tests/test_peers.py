@@ -219,6 +219,18 @@ def test_work_that_is_not_the_same_is_told_and_the_other_rows_are_kept(
     assert command.main() == 0
 
 
+def test_what_only_the_processor_has_is_refused_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--side", "--vae-width"):
+        monkeypatch.setattr("sys.argv", ["peers", "--device", "cuda:0", option, "64"])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "got one for a GPU, expected none" in line
+
+
 def test_without_a_gpu_its_device_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["peers", "--package", str(PACKAGE), "--device", "cuda:0"]
     monkeypatch.setattr("sys.argv", words)

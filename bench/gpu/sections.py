@@ -388,13 +388,10 @@ def _peers() -> Iterator[Reading]:
         folder = PEERS.relative_to(machine.ROOT)
         yield refused("peers", f"{', '.join(absent)} not installed, nor in {folder} (make peers)")
         return
-    from bench.gpu.cases import Case
-    from bench.gpu.streams import build
-
-    engines, rows = build(Case(*WIDE), WORK), WORK / "peers.jsonl"
+    rows = WORK / "peers.jsonl"
     rows.unlink(missing_ok=True)
-    words = (sys.executable, "-m", "bench.peers", "--device", "cuda:0", "--engines", str(engines))
     found = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(PEERS)])
+    words = (sys.executable, "-m", "bench.peers", "--device", "cuda:0")
     words = (*words, "--package", str(PEERS), "--json", str(rows))
     yield _run("peers", *words, PYTHONPATH=found)
     for line in rows.read_text().splitlines() if rows.is_file() else ():

@@ -31,10 +31,8 @@ from diffusers import AutoencoderKLWan
 from bench.peers import model, reference, streams
 from bench.peers.ours import OurDit, OurVae, Units
 from bench.table import Parser, Row, count, publish
-from export.build import build_engines
 from export.formats import diffusers_to_original
 from export.models.presets import PRESETS, WAN_LATENTS
-from export.options import Options
 from rt import Pipeline, devices
 from rt.devices import Device
 from rt.errors import Error
@@ -297,27 +295,27 @@ def on_processor(options: argparse.Namespace) -> tuple[str, list[Comparison]]:
     """`tiny`'s DiT and a narrow VAE in float32, ours also with factors of 16 bits."""
     device = Device("cpu", 0, devices.cores())
     torch.set_num_threads(device.threads)
-    config, folder = model.configuration(options.vae_width), Path("build/engines")
+    side, folder = options.side or 256, Path("build/engines")
+    config = model.configuration(options.vae_width or 16)
     subject, rounded = (
-        model.prepare(config, options.side, folder, precision) for precision in ("fp32", "int16")
+        model.prepare(config, side, folder, precision) for precision in ("fp32", "int16")
     )
     ours = {
         "ours": Units(subject.directory, subject.manifest, device),
         "ours int16": Units(rounded.directory, rounded.manifest, device),
     }
-    title = f"peers: {options.side}x{options.side}, {device.threads} threads, float32"
+    title = f"peers: {side}x{side}, {device.threads} threads, float32"
     return title, comparisons(subject, ours, "cpu", options)
 
 
 def on_gpu(options: argparse.Namespace) -> tuple[str, list[Comparison]]:
-    """wan-1.3b at 480x832 in bfloat16, by an engine that is there or is built."""
+    """wan-1.3b at 480x832 in bfloat16, by the engine that `bench.gpu` streams: found, or built."""
+    from bench.gpu.cases import Case
+    from bench.gpu.sections import WIDE, WORK
+    from bench.gpu.streams import build
+
     (device,) = devices.resolve(options.device)
-    config = PRESETS["wan-1.3b"]
-    directory = options.engines
-    if directory is None:
-        out = Path("build/engines")
-        made = Options(config, 480, 832, out, "peers-gpu", backend="inductor", precision="bf16")
-        directory = build_engines(made).directory
+    config, directory = PRESETS["wan-1.3b"], build(Case(*WIDE), WORK)
     torch.backends.cudnn.allow_tf32 = False  # What all are compared with has no ten bits.
     setting = replace(model.GPU, device=device.name)
     subject = model.subject(config, directory, setting)
@@ -349,13 +347,16 @@ def main() -> int:
     p = Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--package", type=Path, default=Path("build/peers"), help="where it is")
     p.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    p.add_argument("--side", type=count, default=256, help="height and width, on the processor")
-    p.add_argument("--vae-width", type=count, default=16, help="on the processor; Wan's own is 96")
-    p.add_argument("--engines", type=Path, help="on a GPU: of random weights (default: built here)")
+    p.add_argument("--side", type=count, help="on the processor: height and width, else 256")
+    p.add_argument("--vae-width", type=count, help="on the processor: else 16, where Wan has 96")
     p.add_argument("--runs", type=count, default=15)
     p.add_argument("--steps", type=count, default=2)
     p.add_argument("--json", type=Path, default=Path("build/bench/peers.jsonl"))
     options = p.parse_args()
+    if options.device != "cpu" and (options.side or options.vae_width):
+        p.error(
+            "--side, --vae-width: got one for a GPU, expected none; the model there is wan-1.3b"
+        )
     reference.find(options.package)
     try:
         title, todo = (on_processor if options.device == "cpu" else on_gpu)(options)
