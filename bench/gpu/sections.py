@@ -382,8 +382,9 @@ def _streams(model: Model, steps: int) -> Taking:
 
 def _peers() -> Iterator[Reading]:
     """What `python -m bench.peers` measures, where all that it needs is there."""
-    needed = ("models", "diffusers", "av")
-    absent = [n for n in needed if not (PEERS / n).is_dir() and find_spec(n) is None]
+    installed = [name for name in ("diffusers", "av") if find_spec(name) is not None]
+    needed = {"models", "diffusers", "av"}.difference(installed)
+    absent = sorted(name for name in needed if not (PEERS / name).is_dir())
     if absent:
         folder = PEERS.relative_to(machine.ROOT)
         yield refused("peers", f"{', '.join(absent)} not installed, nor in {folder} (make peers)")
